@@ -1,0 +1,11 @@
+//! A NixOS system that installs itself elsewhere, from its own store paths.
+//!
+//! Four nouns are changed: [`store`], [`disk`], [`boot`], [`system`]. Three verbs change them:
+//! [`probe`] looks, [`plan`] decides, [`run`] acts. The rest is the edge. The binary is a thin
+//! shell around this library, which exists so that tests reach the parsers and the formats.
+
+pub mod disk;
+pub mod progress;
+pub mod size;
+pub mod store;
+pub mod sys;

@@ -1,0 +1,4 @@
+//! The Nix store: paths, hashes, archives, closures, the copy engine and the database.
+
+pub mod hash;
+pub mod path;
