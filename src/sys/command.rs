@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -9,6 +10,18 @@ use anyhow::{Context, Result, bail};
 
 // Enough for a tool's complaint, short enough for one screen.
 const STDERR_LINES: usize = 12;
+
+/// Returns a command for `program` that is killed when the thread that started it ends.
+///
+/// So nothing goes on writing to a disk after we are gone, whatever ended us.
+pub fn new(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    // SAFETY: prctl is async-signal-safe and touches no memory of ours.
+    unsafe {
+        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?));
+    }
+    command
+}
 
 /// Runs a program to its end and returns what it printed on stdout.
 ///
