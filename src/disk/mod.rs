@@ -1,1 +1,6 @@
 //! Disks: what should be on one, what is on it, and the tools that change it.
+
+pub mod derive;
+pub mod fstab;
+pub mod layout;
+pub mod table;
