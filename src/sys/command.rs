@@ -75,7 +75,7 @@ pub fn stream(command: &mut Command, mut each: impl FnMut(&str)) -> Result<()> {
         while let Some(end) = pending
             .iter()
             .position(|&b| b == b'\n')
-            .or((count == 0 && !pending.is_empty()).then(|| pending.len()))
+            .or((count == 0 && !pending.is_empty()).then_some(pending.len()))
         {
             let text: Vec<u8> = pending.drain(..(end + 1).min(pending.len())).collect();
             let text = String::from_utf8_lossy(&text).trim_end().to_owned();

@@ -3,3 +3,4 @@
 pub mod command;
 pub mod file;
 pub mod interrupt;
+pub mod namespace;
