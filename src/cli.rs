@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{self, Failure};
+use crate::commands;
+use crate::failure::Failure;
 use crate::progress::{Json, Lines, Progress, Silent, Terminal};
 use crate::size::Bytes;
 use crate::sys::{interrupt, namespace};
@@ -163,8 +164,8 @@ pub struct Completions {
 /// Runs the command that the process was started with and returns its exit code.
 pub fn main() -> i32 {
     let words: Vec<OsString> = std::env::args_os().collect();
-    if words.get(1).is_some_and(|word| word == namespace::FENCE) {
-        namespace::fence_main();
+    if words.get(1).is_some_and(|word| word == namespace::WORD) {
+        namespace::fence_main(words.into_iter().skip(2));
     }
     let cli = Cli::parse_from(dispatch(words));
     let result = interrupt::listen().and_then(|()| perform(cli.command));

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::commands::refused;
+use crate::failure::refused;
 use crate::size::Bytes;
 use crate::store::path::StorePath;
 use crate::system::claim::Directory;

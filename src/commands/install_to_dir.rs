@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{confirm, own_mounts, print_plan, refused, require_root, system, usage};
+use super::{confirm, own_mounts, print_plan, require_root, system};
 use crate::cli::InstallToDir;
+use crate::failure::{refused, usage};
 use crate::plan::{self, Summary, Wishes};
 use crate::progress::Event;
 use crate::run::{self, Source};
