@@ -1,6 +1,8 @@
 //! Disks: what should be on one, what is on it, and the tools that change it.
 
+pub mod contents;
 pub mod derive;
 pub mod fstab;
+pub mod holders;
 pub mod layout;
 pub mod table;
