@@ -477,7 +477,6 @@ mod tests {
         image.as_file().write_all_at(&sector, 0).unwrap();
         (sector[450], sector[466], sector[474]) = (0x83, 5, 1);
         image.as_file().write_all_at(&sector, 8 * 512).unwrap();
-        sector[470] = 0;
         let mut file = image.reopen().unwrap();
         let found = look(&mut file, Bytes::mib(4), 512).unwrap();
         assert!(found.partitions.len() <= MOST_LOGICAL);

@@ -2,7 +2,11 @@
 
 pub mod contents;
 pub mod derive;
+pub mod device;
+pub mod format;
 pub mod fstab;
 pub mod holders;
+pub mod image;
 pub mod layout;
+pub mod mount;
 pub mod table;
