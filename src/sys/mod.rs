@@ -4,3 +4,4 @@ pub mod command;
 pub mod file;
 pub mod interrupt;
 pub mod namespace;
+pub mod ioctl;
