@@ -9,3 +9,4 @@ pub mod progress;
 pub mod size;
 pub mod store;
 pub mod sys;
+pub mod system;

@@ -1,0 +1,4 @@
+//! A NixOS system in a root: its profile, its first directories, and running it.
+
+pub mod identity;
+pub mod profile;
