@@ -2,4 +2,5 @@
 
 pub mod command;
 pub mod file;
+pub mod inside;
 pub mod namespace;
