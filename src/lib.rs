@@ -4,6 +4,7 @@
 //! [`probe`] looks, [`plan`] decides, [`run`] acts. The rest is the edge. The binary is a thin
 //! shell around this library, which exists so that tests reach the parsers and the formats.
 
+pub mod boot;
 pub mod disk;
 pub mod progress;
 pub mod size;
