@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -57,6 +57,23 @@ pub fn output_with_input(command: &mut Command, input: &[u8]) -> Result<Vec<u8>>
 /// Runs a program and hands each line of its stdout and stderr to `line` as it comes.
 pub fn stream(command: &mut Command, mut each: impl FnMut(&str)) -> Result<()> {
     let line = command_line(command);
+    let mut tail = std::collections::VecDeque::new();
+    let status = stream_status(command, |text| {
+        each(text);
+        tail.push_back(text.to_owned());
+        if tail.len() > STDERR_LINES {
+            tail.pop_front();
+        }
+    })?;
+    if !status.success() {
+        bail!("{line} ended with {status}{}", indented(tail.iter().map(String::as_str)));
+    }
+    Ok(())
+}
+
+/// Like [`stream`], for a caller that judges the status itself.
+pub fn stream_status(command: &mut Command, mut each: impl FnMut(&str)) -> Result<ExitStatus> {
+    let line = command_line(command);
     let (mut reader, writer) = std::io::pipe().context("making a pipe")?;
     let mut child = command
         .stdin(Stdio::null())
@@ -66,7 +83,6 @@ pub fn stream(command: &mut Command, mut each: impl FnMut(&str)) -> Result<()> {
         .with_context(|| format!("starting {line}"))?;
     // The command keeps the write ends until it is told to forget them.
     command.stdout(Stdio::null()).stderr(Stdio::null());
-    let mut tail = std::collections::VecDeque::new();
     let mut pending = Vec::new();
     let mut buffer = [0; 4096];
     loop {
@@ -80,20 +96,12 @@ pub fn stream(command: &mut Command, mut each: impl FnMut(&str)) -> Result<()> {
             let text: Vec<u8> = pending.drain(..(end + 1).min(pending.len())).collect();
             let text = String::from_utf8_lossy(&text).trim_end().to_owned();
             each(&text);
-            tail.push_back(text);
-            if tail.len() > STDERR_LINES {
-                tail.pop_front();
-            }
         }
         if count == 0 {
             break;
         }
     }
-    let status = child.wait().with_context(|| format!("waiting for {line}"))?;
-    if !status.success() {
-        bail!("{line} ended with {status}{}", indented(tail.iter().map(String::as_str)));
-    }
-    Ok(())
+    child.wait().with_context(|| format!("waiting for {line}"))
 }
 
 /// Returns the program called `name` in the first of `directories` that has it.

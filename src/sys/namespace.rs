@@ -63,8 +63,6 @@ pub struct Fence {
     pub before: Vec<Preparation>,
     /// Leave Ctrl-C to the program.
     pub interactive: bool,
-    // The process to die with.
-    parent: i32,
 }
 
 /// A block device and its names below `/dev`: the kernel's own first, such as `vdb1`, then others
@@ -122,7 +120,6 @@ impl Fence {
             hostname: None,
             before: Vec::new(),
             interactive: false,
-            parent: 0,
         }
     }
 
@@ -136,10 +133,11 @@ impl Fence {
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
-        let settings = Fence { parent: std::process::id() as i32, ..self.clone() };
-        let settings = serde_json::to_string(&settings).expect("a fence's settings are strings and numbers");
+        let settings = serde_json::to_string(self).expect("a fence's settings are strings and numbers");
         let mut command = Command::new("/proc/self/exe");
-        command.arg0("nixos-install-via").arg(WORD).arg(settings).arg(&self.root).arg(program).args(args);
+        command.arg0("nixos-install-via").arg(WORD).arg(settings);
+        // The process to die with.
+        command.arg(std::process::id().to_string()).arg(&self.root).arg(program).args(args);
         command.env_clear().env("PATH", PATH).env("HOME", "/root");
         command.envs(std::env::var_os("TERM").map(|term| ("TERM", term)));
         if self.efi == Efi::Hidden {
@@ -182,12 +180,16 @@ fn outside(args: impl IntoIterator<Item = OsString>) -> Result<i32> {
     let settings = args.next().context("reading the fence's settings: there are none")?;
     let mut fence: Fence =
         serde_json::from_slice(settings.as_encoded_bytes()).context("reading the fence's settings")?;
+    let parent = args
+        .next()
+        .and_then(|pid| pid.to_str()?.parse().ok())
+        .context("reading the fence's parent: there is none")?;
     fence.root = args.next().context("reading the fence's root: there is none")?.into();
     let words: Vec<OsString> = args.collect();
 
     die_with_parent()?;
     // It may have gone before we asked; 0 is a parent in another PID namespace.
-    if ![0, fence.parent].contains(&getppid().as_raw()) {
+    if ![0, parent].contains(&getppid().as_raw()) {
         bail!("building a fence: whoever wanted it is gone");
     }
     if fence.interactive {
