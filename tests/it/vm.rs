@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
@@ -388,9 +388,4 @@ pub fn command_to_play(image: &Path) -> String {
          -drive if=pflash,format=raw,snapshot=on,file={OVMF_VARS} -drive if=virtio,format=raw,file={}",
         image.display()
     )
-}
-
-/// Something went wrong outside the machine.
-pub fn outside(message: String) -> anyhow::Error {
-    anyhow!(message)
 }
