@@ -66,6 +66,23 @@ impl Kind {
     }
 }
 
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Kind::SystemdBoot => "systemd-boot",
+            Kind::GrubBios => "GRUB for BIOS",
+            Kind::GrubEfi => "GRUB for UEFI",
+            Kind::GrubBoth => "GRUB for BIOS and UEFI",
+            Kind::GrubMenu => "GRUB's menu",
+            Kind::Lanzaboote => "lanzaboote",
+            Kind::Limine => "limine",
+            Kind::Extlinux => "extlinux",
+            Kind::External => "the boot loader",
+            Kind::None | Kind::NoSwitch => "no boot loader",
+        })
+    }
+}
+
 /// A system that brings no boot loader.
 #[derive(Debug, PartialEq, thiserror::Error)]
 #[error("this system installs no boot loader; enable one in its configuration, or use install-to-dir")]

@@ -27,7 +27,7 @@ pub enum DiskStep {
     Format { partition: u32, name: String, content: Content, tools: BTreeMap<String, PathBuf> },
     /// Mount the new file systems in a private namespace.
     Mount { layout: DiskLayout },
-    InstallLoader { loader: Loader, efi_variables: bool },
+    InstallLoader { loader: Loader, esp: Option<PathBuf>, efi_variables: bool },
     /// Write everything out and unmount.
     Release { disk: PathBuf },
 }
@@ -48,8 +48,8 @@ impl fmt::Display for DiskStep {
                 let points: Vec<&str> = layout.mounts().iter().map(|mount| mount.mountpoint).collect();
                 write!(f, "Mount the new {} out of everyone's sight", points.join(", "))
             }
-            DiskStep::InstallLoader { loader, efi_variables } => {
-                write!(f, "Install {}, by the system's own switch-to-configuration, fenced in", loader.kind)?;
+            DiskStep::InstallLoader { loader, efi_variables, .. } => {
+                write!(f, "Install {}, by the system's own switch-to-configuration in a fence", loader.kind)?;
                 f.write_str(if *efi_variables { "; EFI boot entries may change" } else { "" })
             }
             DiskStep::Release { disk } => write!(f, "Write everything out and let go of {}", disk.display()),
@@ -74,6 +74,16 @@ pub struct DiskWishes {
     /// The programs that the layout needs.
     pub tools: BTreeMap<String, PathBuf>,
     pub notes: Vec<String>,
+}
+
+impl DiskWishes {
+    /// Returns where the ESP is mounted.
+    fn esp(&self) -> Option<PathBuf> {
+        let esp = self.layout.esp()?;
+        let mounts = self.layout.mounts();
+        let mount = mounts.iter().find(|mount| mount.partition == esp);
+        mount.map(|mount| PathBuf::from(mount.mountpoint))
+    }
 }
 
 /// Decides how a system gets onto a disk.
@@ -103,6 +113,7 @@ pub fn install_to_disk(wishes: &Wishes, disk: &DiskWishes, facts: &DiskFacts, cl
     steps.extend(fill_root(wishes, closure));
     steps.push(Step::Disk(DiskStep::InstallLoader {
         loader: disk.loader.clone(),
+        esp: disk.esp(),
         efi_variables: disk.efi_variables,
     }));
     steps.push(Step::Disk(DiskStep::Release { disk: facts.path.clone() }));
@@ -143,8 +154,8 @@ fn fits(disk: &DiskWishes, table: &Table, closure: Summary) -> Result<()> {
             )));
         }
     }
-    let boot = disk.loader.esp_mount_point.as_ref().and_then(|path| path.to_str()).unwrap_or("/boot");
-    if let Some((slot, index)) = size(boot).filter(|(slot, _)| Some(slot.number) != size("/").map(|(root, _)| root.number)) {
+    let boot = disk.loader.boot_mount_point.clone().or(disk.esp()).unwrap_or_else(|| "/boot".into());
+    if let Some((slot, index)) = boot.to_str().and_then(size).filter(|(slot, _)| Some(slot.number) != size("/").map(|(root, _)| root.number)) {
         let have = usable_size(slot.size, format(index));
         // The loader itself, its configuration, and its first growth.
         let need = disk.boot_files + Bytes::mib(4);
