@@ -2,3 +2,7 @@
 
 pub mod command;
 pub mod file;
+pub mod interrupt;
+pub mod inside;
+pub mod namespace;
+pub mod ioctl;
