@@ -13,7 +13,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::time::Instant;
 
-use source::Source;
+use source::{Firmware, Source};
 use vm::{BOOT, LONG, Machine, Start, Vm};
 
 const DISK_SIZE: u64 = 3 << 30;
@@ -33,7 +33,7 @@ fn main() {
 
     stage("A machine to start from: install-to-dir makes its root, which becomes the disk /dev/vda.");
     say(&[&format!("nixos-install-via install-to-dir --system {toplevel} source-root")]);
-    let source = Source::make(&binary, &fixture.join("root"), toplevel, &work);
+    let source = Source::make(&binary, &fixture.join("root"), toplevel, Firmware::Uefi, &work);
     let target = work.join("clone.img");
     File::create(&target).and_then(|file| file.set_len(DISK_SIZE)).expect("build/demo can be written");
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::clone::assert_a_whole_system;
 use crate::env::{BINARY, TestEnv, digest, fixture};
-use crate::source::{Source, is_bootable};
+use crate::source::{Firmware, Source, is_bootable};
 use crate::vm::{BOOT, LONG, Machine, Start};
 
 const INSTALL: &str = "/run/current-system/bin/install-to-disk --yes --progress none /dev/vdb";
@@ -15,7 +15,8 @@ const INSTALL: &str = "/run/current-system/bin/install-to-disk --yes --progress 
 fn whatever_stops_an_installation_the_disk_does_not_boot_and_the_next_run_is_clean() {
     let env = TestEnv::new();
     let system = fixture("uefi");
-    let source = Source::make(Path::new(BINARY), &system.root, &system.toplevel, &env.path(""));
+    let source =
+        Source::make(Path::new(BINARY), &system.root, &system.toplevel, Firmware::Uefi, &env.path(""));
     let target = env.image("target.img", 3072);
     let running = || Machine::new(source.start()).disk(&source.image).disk(&target).start();
 

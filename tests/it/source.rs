@@ -13,14 +13,19 @@ use crate::vm::Start;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 3072 * MIB;
-const ESP_SIZE: u64 = 256 * MIB;
+const FIRST_SIZE: u64 = 256 * MIB;
 // A partition ends where the backup table begins, rounded down to whole MiB.
-const ROOT_START: u64 = MIB + ESP_SIZE;
+const ROOT_START: u64 = MIB + FIRST_SIZE;
 const ROOT_SIZE: u64 = SIZE - ROOT_START - MIB;
 
 const SECTOR: u64 = 512;
 const ESP_TYPE: [u8; 16] =
     [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
+
+pub enum Firmware {
+    Uefi,
+    Bios,
+}
 
 pub struct Source {
     pub image: PathBuf,
@@ -30,8 +35,8 @@ pub struct Source {
 }
 
 impl Source {
-    /// Makes the disk in `work` from the fixture in `from`.
-    pub fn make(binary: &Path, from: &Path, toplevel: &str, work: &Path) -> Source {
+    /// Makes the disk in `work` from the fixture in `from`, with what `firmware` reads in its first partition.
+    pub fn make(binary: &Path, from: &Path, toplevel: &str, firmware: Firmware, work: &Path) -> Source {
         let root = work.join("source-root");
         let image = work.join("source.img");
         run(Command::new(binary)
@@ -39,8 +44,11 @@ impl Source {
             .arg(from)
             .args(["--system", toplevel])
             .arg(&root));
-        partition(&image);
-        format(&image, &root, work);
+        partition(&image, &firmware);
+        if let Firmware::Uefi = firmware {
+            format_esp(&image, work);
+        }
+        format_root(&image, &root);
         let inside = |name: &str| {
             let mut path = root.join(&toplevel[1..]).join(name);
             while let Ok(target) = fs::read_link(&path) {
@@ -72,20 +80,24 @@ impl Source {
     }
 }
 
-/// Writes a table with an ESP and a root, and boot code that a wrong installation would overwrite.
-fn partition(image: &Path) {
+/// Writes a table of two partitions, and boot code that a wrong installation would overwrite.
+fn partition(image: &Path, firmware: &Firmware) {
     let file = File::create(image).expect("the work directory can be written");
     file.set_len(SIZE).expect("images can be sparse");
-    let esp = format!("--new=1:{}:{}", MIB / SECTOR, ROOT_START / SECTOR - 1);
+    let code = match firmware {
+        Firmware::Uefi => "--typecode=1:ef00",
+        Firmware::Bios => "--typecode=1:ef02",
+    };
+    let first = format!("--new=1:{}:{}", MIB / SECTOR, ROOT_START / SECTOR - 1);
     let root = format!("--new=2:{}:{}", ROOT_START / SECTOR, (ROOT_START + ROOT_SIZE) / SECTOR - 1);
-    run(Command::new("sgdisk").args([&esp, "--typecode=1:ef00", &root]).arg(image));
+    run(Command::new("sgdisk").args([&first, code, &root]).arg(image));
     file.write_all_at(&[0xb7; 440], 0).expect("the image can be written");
     file.write_all_at(&vec![0xb8; 512 << 10], 64 * SECTOR).expect("the image can be written");
 }
 
-fn format(image: &Path, root: &Path, work: &Path) {
+fn format_esp(image: &Path, work: &Path) {
     let esp = work.join("esp.img");
-    File::create(&esp).and_then(|file| file.set_len(ESP_SIZE)).expect("the work directory can be written");
+    File::create(&esp).and_then(|file| file.set_len(FIRST_SIZE)).expect("the work directory can be written");
     run(Command::new("mkfs.vfat").args(["-F", "32", "-n", "ESP"]).arg(&esp));
     let mut from = File::open(&esp).expect("it was just made");
     let mut to = File::options().write(true).open(image).expect("it was just made");
@@ -100,6 +112,9 @@ fn format(image: &Path, root: &Path, work: &Path) {
         }
     }
     fs::remove_file(&esp).expect("it is ours");
+}
+
+fn format_root(image: &Path, root: &Path) {
     let options = format!("root_owner=0:0,offset={ROOT_START},nodiscard");
     run(Command::new("mke2fs")
         .args(["-q", "-F", "-t", "ext4", "-L", "nixos", "-E", &options, "-d"])
