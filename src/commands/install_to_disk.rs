@@ -14,7 +14,7 @@ use crate::cli::InstallToDisk;
 use crate::disk::layout::{self, Architecture, DiskLayout, Layout};
 use crate::disk::table::Ids;
 use crate::disk::{derive, format};
-use crate::facts::{DiskFacts, DiskKind};
+use crate::facts::{self, DiskFacts, DiskKind};
 use crate::failure::{refused, usage};
 use crate::manifest::{self, Manifest};
 use crate::plan::{self, DiskWishes, Plan, Summary, Wishes};
@@ -37,7 +37,7 @@ pub fn run(args: &InstallToDisk) -> Result<()> {
         extra_files: common.extra_files.clone(),
     };
     common.extra_files.as_deref().map_or(Ok(()), extra_files::check)?;
-    let facts = probe::disk(&args.disk, args.image_size)?;
+    let facts = look(args)?;
     let disk_wishes = disk_wishes(args, &wishes, &facts)?;
     let closure = closure::read(&wishes.from, &wishes.system, &*progress)?;
     let summary = Summary {
@@ -62,6 +62,24 @@ pub fn run(args: &InstallToDisk) -> Result<()> {
     let text = format!("{shown} boots {}", wishes.system.name());
     progress.event(Event::Done { text });
     Ok(())
+}
+
+/// Looks at the disk, and at the size of an image that is to be made.
+fn look(args: &InstallToDisk) -> Result<DiskFacts> {
+    let mut facts = probe::disk(&args.disk)?;
+    match (facts.kind, args.image_size) {
+        (DiskKind::NewImage, Some(size)) => facts.size = size,
+        (DiskKind::NewImage, None) => {
+            let shown = args.disk.display();
+            return Err(usage(format!("{shown} does not exist; for a new image file say its --image-size, such as 8G")));
+        }
+        (_, Some(_)) => {
+            let shown = args.disk.display();
+            return Err(usage(format!("{shown} is there already; --image-size is for a new image file")));
+        }
+        (_, None) => {}
+    }
+    Ok(facts)
 }
 
 fn ask(plan: &Plan, facts: &DiskFacts) -> Result<()> {
@@ -95,7 +113,7 @@ fn disk_wishes(args: &InstallToDisk, wishes: &Wishes, facts: &DiskFacts) -> Resu
                 loader: wants(loader.kind),
                 esp_mountpoint: loader.esp_mount_point.as_deref().and_then(Path::to_str),
                 architecture,
-                present: &probe::fstab_devices(&fstab)?,
+                present: &probe::fstab_devices(&fstab),
                 disk_size: Some(facts.size),
                 boot_files,
             };
@@ -106,7 +124,7 @@ fn disk_wishes(args: &InstallToDisk, wishes: &Wishes, facts: &DiskFacts) -> Resu
     };
     derive::check(&layout, &fstab).map_err(|error| refused(error.to_string()))?;
     let (_, disk) = layout.disk().map_err(|error| refused(error.to_string()))?;
-    notes.extend(twins(disk, facts)?);
+    notes.extend(twins(disk, facts));
     Ok(DiskWishes {
         layout: disk.clone(),
         architecture,
@@ -136,21 +154,14 @@ fn wants(kind: Kind) -> layout::Loader {
 }
 
 /// Says which names will be there twice, for the machine may then boot one disk and mount the other.
-fn twins(disk: &DiskLayout, facts: &DiskFacts) -> Result<Option<String>> {
-    let present = probe::names(&facts.path)?;
-    let named = disk.partitions.iter().flat_map(|partition| {
-        let content = partition.content.as_ref();
-        let uuid = partition.uuid.map(|uuid| uuid.to_string());
-        [content.and_then(|c| c.label()).map(str::to_owned), content.and_then(|c| c.uuid()).map(str::to_owned), uuid]
-    });
-    let twins: Vec<String> = named.flatten().filter(|name| present.contains(name)).collect();
-    Ok((!twins.is_empty()).then(|| {
+fn twins(disk: &DiskLayout, facts: &DiskFacts) -> Option<String> {
+    let twins = facts::duplicated(disk, &probe::named_devices(), &facts.node.to_string_lossy());
+    (!twins.is_empty()).then(|| {
         format!(
-            "another disk of this machine has the same names ({}); do not boot with both attached, \
-             or either may be mounted in place of the other",
+            "{}; do not boot with both disks attached, or one may be mounted in place of the other",
             twins.join(", ")
         )
-    }))
+    })
 }
 
 /// Finds the programs that the layout needs: the manifest's, else the system's own, else those in PATH.

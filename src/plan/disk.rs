@@ -122,23 +122,36 @@ pub fn install_to_disk(wishes: &Wishes, disk: &DiskWishes, facts: &DiskFacts, cl
         from: wishes.from.clone(),
         target: facts.path.clone(),
         closure,
-        before: picture::before(facts),
-        after: picture::after(&disk.layout, &table),
+        before: lines(&facts.picture(&describe(facts))),
+        after: lines(&picture::of_table("", &table, &disk.layout)),
         notes: disk.notes.clone(),
         steps,
     })
 }
 
+fn lines(text: &str) -> Vec<String> {
+    text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
+
+/// Says which disk it is, as its label and the catalogue would.
+fn describe(facts: &DiskFacts) -> String {
+    let kind = match facts.kind {
+        DiskKind::BlockDevice | DiskKind::NoDisk => None,
+        DiskKind::ImageFile => Some("image file".to_owned()),
+        DiskKind::NewImage => Some("new image file".to_owned()),
+    };
+    let removable = facts.removable.then(|| "removable".to_owned());
+    let serial = facts.serial.as_ref().map(|serial| format!("serial {serial}"));
+    let words = [kind, facts.model.clone(), serial, Some(facts.size.to_string()), facts.transport.clone(), removable];
+    words.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
 fn usable(facts: &DiskFacts) -> Result<()> {
-    let shown = facts.path.display();
-    if !facts.holders.is_empty() {
-        let holders: Vec<String> = facts.holders.iter().map(ToString::to_string).collect();
-        return Err(refused(format!("{shown} is in use: {}; release it, or choose another disk", holders.join("; "))));
+    if facts.refusals.is_empty() {
+        return Ok(());
     }
-    if facts.read_only {
-        return Err(refused(format!("{shown} is read-only; is there a switch on it, or a setting?")));
-    }
-    Ok(())
+    let reasons: Vec<String> = facts.refusals.iter().map(ToString::to_string).collect();
+    Err(refused(format!("{} is no place for a system: {}", facts.path.display(), reasons.join("; "))))
 }
 
 /// Checks that what is copied fits into the partitions it goes to.
