@@ -5,6 +5,8 @@
 //! shell around this library, which exists so that tests reach the parsers and the formats.
 
 pub mod disk;
+pub mod facts;
+pub mod probe;
 pub mod progress;
 pub mod size;
 pub mod store;
