@@ -119,7 +119,7 @@ impl Image {
     /// Erases the old contents, writes the table, and returns a device for the whole and for each partition.
     pub fn partition(&mut self, table: &Table) -> Result<(Loop, Vec<PartitionDevice>)> {
         let name = self.growing.display().to_string();
-        contents::wipe_disk(&mut self.file, self.size, SECTOR_SIZE)
+        contents::wipe_disk(&mut self.file, self.size, SECTOR_SIZE, &table.slots)
             .with_context(|| format!("wiping {name}"))?;
         table::write(&mut self.file, table)
             .with_context(|| format!("writing the partition table of {name}"))?;
@@ -278,5 +278,38 @@ mod tests {
             assert!(!path.exists());
         }
         assert!(!attached(dir.path()));
+    }
+
+    #[test]
+    fn a_clone_takes_the_uuid_of_a_mounted_original() {
+        in_namespace(|| {
+            let uuid = uuid::Uuid::new_v4().to_string();
+            for format in ["btrfs", "xfs", "ext4"] {
+                let dir = tempfile::tempdir().unwrap();
+                let text = format!(r#"{{"type": "filesystem", "format": "{format}", "uuid": "{uuid}"}}"#);
+                let content: layout::Content = serde_json::from_str(&text).unwrap();
+                let made: Vec<(Loop, mount::Mount)> = ["original", "clone"]
+                    .iter()
+                    .map(|name| {
+                        let file = File::create_new(dir.path().join(name)).unwrap();
+                        file.set_len(320 << 20).unwrap();
+                        let file =
+                            OpenOptions::new().read(true).write(true).open(dir.path().join(name)).unwrap();
+                        let device = Loop::attach(&file, Bytes(0), Bytes::mib(320), false).unwrap();
+                        format::make(&tools(), &content, device.path(), Bytes::mib(320), 512).unwrap();
+                        let point = dir.path().join(format!("at-{name}"));
+                        fs::create_dir(&point).unwrap();
+                        let mount = mount::Mount::new(device.path(), &point, format, &[]).unwrap();
+                        fs::write(point.join("name"), name).unwrap();
+                        (device, mount)
+                    })
+                    .collect();
+                for (device, mount) in made {
+                    mount.finish().unwrap();
+                    device.finish().unwrap();
+                }
+                assert!(!attached(dir.path()));
+            }
+        });
     }
 }
