@@ -417,11 +417,7 @@ pub fn device_nodes(disks: &[TargetDisk], baked: &[PathBuf]) -> Vec<DeviceNode> 
         }
         names.extend(links.iter().cloned());
     }
-    nodes
-        .into_iter()
-        .filter(|(_, names)| !names.is_empty())
-        .map(|(rdev, names)| DeviceNode { names, rdev })
-        .collect()
+    nodes.into_iter().map(|(rdev, names)| DeviceNode { names, rdev }).collect()
 }
 
 /// Splits `vda1`, `nvme0n1p2` or `disk/by-id/x-part3` into disk and partition.
@@ -465,7 +461,7 @@ pub struct Install<'a> {
     pub disks: &'a [PathBuf],
     /// Let the installer change this machine's EFI variables.
     pub efi_variables: bool,
-    /// Programs to run first, see [`crate::system::enter::activation`]: the installer fails in a root
+    /// Programs to run first, activation among them: the installer fails in a root
     /// that was never activated.
     pub activation: Vec<Preparation>,
 }
