@@ -4,8 +4,18 @@
 //! [`probe`] looks, [`plan`] decides, [`run`] acts. The rest is the edge. The binary is a thin
 //! shell around this library, which exists so that tests reach the parsers and the formats.
 
+pub mod boot;
+pub mod cli;
+pub mod commands;
 pub mod disk;
+pub mod facts;
+pub mod failure;
+pub mod manifest;
+pub mod plan;
+pub mod probe;
 pub mod progress;
+pub mod run;
 pub mod size;
 pub mod store;
 pub mod sys;
+pub mod system;

@@ -2,13 +2,26 @@
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 
 // Enough for a tool's complaint, short enough for one screen.
 const STDERR_LINES: usize = 12;
+
+/// Returns a command for `program` that is killed when the thread that started it ends.
+///
+/// So nothing goes on writing to a disk after we are gone, whatever ended us.
+pub fn new(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    // SAFETY: prctl is async-signal-safe and touches no memory of ours.
+    unsafe {
+        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?));
+    }
+    command
+}
 
 /// Runs a program to its end and returns what it printed on stdout.
 ///
@@ -44,6 +57,23 @@ pub fn output_with_input(command: &mut Command, input: &[u8]) -> Result<Vec<u8>>
 /// Runs a program and hands each line of its stdout and stderr to `line` as it comes.
 pub fn stream(command: &mut Command, mut each: impl FnMut(&str)) -> Result<()> {
     let line = command_line(command);
+    let mut tail = std::collections::VecDeque::new();
+    let status = stream_status(command, |text| {
+        each(text);
+        tail.push_back(text.to_owned());
+        if tail.len() > STDERR_LINES {
+            tail.pop_front();
+        }
+    })?;
+    if !status.success() {
+        bail!("{line} ended with {status}{}", indented(tail.iter().map(String::as_str)));
+    }
+    Ok(())
+}
+
+/// Like [`stream`], for a caller that judges the status itself.
+pub fn stream_status(command: &mut Command, mut each: impl FnMut(&str)) -> Result<ExitStatus> {
+    let line = command_line(command);
     let (mut reader, writer) = std::io::pipe().context("making a pipe")?;
     let mut child = command
         .stdin(Stdio::null())
@@ -53,7 +83,6 @@ pub fn stream(command: &mut Command, mut each: impl FnMut(&str)) -> Result<()> {
         .with_context(|| format!("starting {line}"))?;
     // The command keeps the write ends until it is told to forget them.
     command.stdout(Stdio::null()).stderr(Stdio::null());
-    let mut tail = std::collections::VecDeque::new();
     let mut pending = Vec::new();
     let mut buffer = [0; 4096];
     loop {
@@ -62,25 +91,17 @@ pub fn stream(command: &mut Command, mut each: impl FnMut(&str)) -> Result<()> {
         while let Some(end) = pending
             .iter()
             .position(|&b| b == b'\n')
-            .or((count == 0 && !pending.is_empty()).then(|| pending.len()))
+            .or((count == 0 && !pending.is_empty()).then_some(pending.len()))
         {
             let text: Vec<u8> = pending.drain(..(end + 1).min(pending.len())).collect();
             let text = String::from_utf8_lossy(&text).trim_end().to_owned();
             each(&text);
-            tail.push_back(text);
-            if tail.len() > STDERR_LINES {
-                tail.pop_front();
-            }
         }
         if count == 0 {
             break;
         }
     }
-    let status = child.wait().with_context(|| format!("waiting for {line}"))?;
-    if !status.success() {
-        bail!("{line} ended with {status}{}", indented(tail.iter().map(String::as_str)));
-    }
-    Ok(())
+    child.wait().with_context(|| format!("waiting for {line}"))
 }
 
 /// Returns the program called `name` in the first of `directories` that has it.

@@ -2,4 +2,8 @@
 
 pub mod command;
 pub mod file;
+pub mod inside;
+pub mod interrupt;
+pub mod ioctl;
+pub mod namespace;
 pub mod sha256;

@@ -1,0 +1,60 @@
+# `make` lists what there is to type.
+
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+BINARY := build/nixos-install-via
+SIZE_LIMIT := 8388608
+FIXTURES := build/fixture/uefi/toplevel build/fixture/bios/toplevel
+
+# The tests attach loop devices and own store paths as root does; Debian keeps their tools in sbin.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+export PATH := $(PATH):/usr/sbin:/sbin
+ifneq ($(SUDO),)
+export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
+endif
+
+.PHONY: help build demo test bench lint clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+build: $(BINARY) ## Build the static, stripped binary: build/nixos-install-via
+
+demo: build build/fixture/uefi/toplevel ## Clone a running system in a virtual machine and boot the clone (KEEP=1 keeps its disk)
+	tests/needs.sh tests/packages/test
+	cargo build --quiet --example demo
+	$(SUDO) env KEEP=$(KEEP) target/debug/examples/demo
+
+test: build $(FIXTURES) ## Run every test, virtual machines included
+	tests/needs.sh tests/packages/test
+	cargo test
+
+bench: build ## Measure install-to-dir against cp, rsync, tar and nix copy
+	tests/needs.sh tests/packages/bench
+	cargo build --quiet --release --example bench
+	$(SUDO) target/release/examples/bench
+
+lint: ## Check format, clippy and the shell scripts
+	tests/needs.sh tests/packages/build tests/packages/lint
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	shellcheck $$(grep -rlE '^#! ?/bin/(ba)?sh' .ci tests --include=run --include='*.sh')
+
+clean: ## Remove what was built
+	cargo clean
+	$(SUDO) rm -rf build
+
+# Cargo knows what changed; the copy keeps its time when nothing did. An explicit target keeps
+# the static flag away from proc macros.
+$(BINARY): FORCE
+	@command -v cargo >/dev/null || { echo 'cargo is missing: see https://rustup.rs' >&2; exit 1; }
+	@tests/needs.sh tests/packages/build
+	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --target $(HOST)
+	@mkdir -p build
+	@cmp --quiet target/$(HOST)/release/nixos-install-via $@ || install target/$(HOST)/release/nixos-install-via $@
+	@tests/static.sh $@ $(SIZE_LIMIT)
+
+build/fixture/%/toplevel: $(BINARY) $(wildcard tests/fixture/* tests/fixture/*/*)
+	tests/needs.sh tests/packages/test tests/fixture/packages
+	$(SUDO) tests/fixture/build.sh $* $(BINARY)
+
+FORCE:

@@ -1,0 +1,3 @@
+//! What starts the system: its boot loader.
+
+pub mod loader;

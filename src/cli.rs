@@ -1,0 +1,229 @@
+//! The command line: words in, one command out, an exit code at the end.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::commands;
+use crate::failure::Failure;
+use crate::progress::{Json, Lines, Progress, Silent, Terminal};
+use crate::size::Bytes;
+use crate::sys::{interrupt, namespace};
+
+/// Install this NixOS system elsewhere, from its own store paths
+///
+/// Nothing is evaluated, built or downloaded: what runs here is what arrives there, and every byte is
+/// checked against the Nix database while it is copied.
+#[derive(Parser)]
+#[command(name = NAME, version, arg_required_else_help = true, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const NAME: &str = "nixos-install-via";
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused for safety.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install a bootable clone of the system on a disk, a USB stick or an image file
+    #[command(after_help = EXIT_CODES)]
+    InstallToDisk(InstallToDisk),
+    /// Clone or back up the system into a directory
+    #[command(after_help = EXIT_CODES)]
+    InstallToDir(InstallToDir),
+    /// Run a command, or a shell, of the system in a directory
+    Enter(Enter),
+    /// Re-hash every valid store path of a root against its database
+    Verify(Verify),
+    /// Print completions for a shell
+    Completions(Completions),
+}
+
+/// What both ways to install have in common.
+#[derive(Args)]
+pub struct Common {
+    /// System to install: a toplevel store path, or a link to one [default: the one this command belongs to]
+    #[arg(long, value_name = "PATH")]
+    pub system: Option<PathBuf>,
+    /// Root whose store and database the system is read from
+    #[arg(long, value_name = "ROOT", default_value = "/")]
+    pub from: PathBuf,
+    /// Directory whose files are copied over the installed root, with their owners and modes
+    #[arg(long, value_name = "DIR")]
+    pub extra_files: Option<PathBuf>,
+    /// Print the plan and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print the plan in this form and stop
+    #[arg(long, value_name = "FORM")]
+    pub plan: Option<PlanForm>,
+    /// Do it without asking
+    #[arg(long)]
+    pub yes: bool,
+    #[command(flatten)]
+    pub progress: ProgressArg,
+}
+
+impl Common {
+    /// Returns the form the plan is wanted in, if only the plan is wanted.
+    pub fn only_plan(&self) -> Option<PlanForm> {
+        self.plan.or(self.dry_run.then_some(PlanForm::Text))
+    }
+}
+
+#[derive(Args)]
+pub struct ProgressArg {
+    /// How to tell what happens
+    #[arg(long = "progress", value_name = "HOW", default_value = "auto")]
+    how: ProgressForm,
+}
+
+impl ProgressArg {
+    /// Returns the printer that was asked for.
+    pub fn printer(&self) -> Box<dyn Progress> {
+        match self.how {
+            ProgressForm::Json => Box::new(Json),
+            ProgressForm::None => Box::new(Silent),
+            ProgressForm::Auto if std::io::stderr().is_terminal() => Box::new(Terminal::new()),
+            ProgressForm::Auto => Box::new(Lines::new()),
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ProgressForm {
+    /// Bars on a terminal, whole lines elsewhere
+    Auto,
+    /// Each event as a line of JSON on stdout
+    Json,
+    /// Nothing
+    None,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum PlanForm {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+#[derive(Args)]
+pub struct InstallToDisk {
+    /// Disk, such as /dev/sdb, or image file; all that is on it is lost
+    #[arg(value_name = "DISK|IMAGE")]
+    pub disk: PathBuf,
+    /// Layout of the disk, a JSON file [default: the system's own]
+    #[arg(long, value_name = "FILE")]
+    pub layout: Option<PathBuf>,
+    /// Create IMAGE, this large, such as 8G
+    #[arg(long, value_name = "SIZE")]
+    pub image_size: Option<Bytes>,
+    /// Let the boot loader change this machine's EFI boot entries
+    #[arg(long)]
+    pub efi_variables: bool,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Args)]
+pub struct InstallToDir {
+    /// Directory: absent, empty, or left by an earlier run
+    pub dir: PathBuf,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Args)]
+pub struct Enter {
+    /// Directory that holds a system
+    pub dir: PathBuf,
+    /// Command and its arguments [default: a login shell]
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Args)]
+pub struct Verify {
+    /// Directory that holds nix/store and nix/var/nix
+    pub root: PathBuf,
+    #[command(flatten)]
+    pub progress: ProgressArg,
+}
+
+#[derive(Args)]
+pub struct Completions {
+    shell: clap_complete::Shell,
+}
+
+/// Runs the command that the process was started with and returns its exit code.
+pub fn main() -> i32 {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    if words.get(1).is_some_and(|word| word == namespace::WORD) {
+        namespace::fence_main(words.into_iter().skip(2));
+    }
+    let cli = Cli::parse_from(dispatch(words));
+    let result = interrupt::listen().and_then(|()| perform(cli.command));
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            error.downcast_ref::<Failure>().map_or(1, Failure::exit_code)
+        }
+    }
+}
+
+fn perform(command: Command) -> Result<i32> {
+    match command {
+        Command::InstallToDisk(args) => commands::install_to_disk::run(&args).map(|()| 0),
+        Command::InstallToDir(args) => commands::install_to_dir::run(&args).map(|()| 0),
+        Command::Enter(args) => commands::enter::run(&args),
+        Command::Verify(args) => commands::verify::run(&args).map(|()| 0),
+        Command::Completions(args) => {
+            clap_complete::generate(args.shell, &mut Cli::command(), NAME, &mut std::io::stdout());
+            Ok(0)
+        }
+    }
+}
+
+/// Puts the subcommand first when the binary is called by a subcommand's name.
+fn dispatch(mut words: Vec<OsString>) -> Vec<OsString> {
+    let called = words.first().and_then(|word| Path::new(word).file_name()).map(OsString::from);
+    if let Some(name) =
+        called.filter(|name| Cli::command().get_subcommands().any(|sub| sub.get_name() == name))
+    {
+        words.insert(1, name);
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_name_it_is_called_by_chooses_the_command() {
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        for (line, dispatched) in [
+            (
+                "/run/current-system/bin/install-to-disk /dev/sdb",
+                "/run/current-system/bin/install-to-disk install-to-disk /dev/sdb",
+            ),
+            ("install-to-dir", "install-to-dir install-to-dir"),
+            ("./nixos-install-via install-to-dir x", "./nixos-install-via install-to-dir x"),
+            ("sh install-to-dir", "sh install-to-dir"),
+        ] {
+            assert_eq!(dispatch(words(line)), words(dispatched));
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! `install-to-dir DIR`: a root that holds the system, in a directory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::{confirm, own_mounts, print_plan, require_root, system};
+use crate::cli::InstallToDir;
+use crate::failure::{refused, usage};
+use crate::plan::{self, Summary, Wishes};
+use crate::progress::Event;
+use crate::run::{self, Source};
+use crate::size::Bytes;
+use crate::store::closure;
+use crate::store::copy;
+use crate::sys::interrupt;
+use crate::system::claim::{self, Directory};
+use crate::system::extra_files;
+
+pub fn run(args: &InstallToDir) -> Result<()> {
+    require_root()?;
+    let common = &args.common;
+    let progress = common.progress.printer();
+    let wishes = Wishes {
+        system: system(common.system.as_deref(), &common.from)?,
+        from: common.from.clone(),
+        extra_files: common.extra_files.clone(),
+    };
+    common.extra_files.as_deref().map_or(Ok(()), extra_files::check)?;
+    let dir = target(&args.dir, &common.from)?;
+    let state = claim::look(&dir)?;
+    let closure = closure::read(&common.from, &wishes.system, &*progress)?;
+    let summary = Summary {
+        paths: closure.paths.len(),
+        bytes: closure.size(),
+        space: copy::space_needed(&closure.paths, &common.from)?,
+    };
+    let plan = plan::install_to_dir(&wishes, &dir, &state, free_space(&dir)?, summary)?;
+    if let Some(form) = common.only_plan() {
+        return print_plan(&plan, form);
+    }
+    if !common.yes && matches!(&state, Directory::Complete { .. }) {
+        confirm(&plan, &format!("Type yes to update {}:", dir.display()), &["yes"])?;
+    }
+    own_mounts()?;
+    let shown = dir.display();
+    interrupt::say(format!("{shown} is unfinished: run the same command again to complete it"));
+    let source = Source { root: common.from.clone(), closure };
+    run::perform(&plan, &source, &*progress)
+        .with_context(|| format!("installing into {shown}, which is left unfinished"))?;
+    let text = format!("{} is in {shown}", wishes.system.name());
+    progress.event(Event::Done { text });
+    Ok(())
+}
+
+/// Returns the directory by its real name, which must not be part of what is copied.
+fn target(dir: &Path, from: &Path) -> Result<PathBuf> {
+    let whole = std::path::absolute(dir).with_context(|| format!("finding {}", dir.display()))?;
+    let (mut real, mut rest) = (whole.as_path(), Vec::new());
+    let real = loop {
+        match real.canonicalize() {
+            Ok(found) => break found,
+            Err(_) => {
+                rest.push(
+                    real.file_name().ok_or_else(|| usage(format!("{} is no directory", dir.display())))?,
+                );
+                real = real.parent().expect("what has a name has a parent");
+            }
+        }
+    };
+    let real: PathBuf = rest.iter().rev().fold(real, |path, name| path.join(name));
+    if fs::metadata(&real).is_ok_and(|meta| !meta.is_dir()) {
+        return Err(usage(format!(
+            "{} is not a directory; for an image file there is install-to-disk",
+            dir.display()
+        )));
+    }
+    let from = from.canonicalize().with_context(|| format!("finding the root {}", from.display()))?;
+    if real == from {
+        return Err(refused(format!(
+            "{} is the root that is copied; choose another directory",
+            dir.display()
+        )));
+    }
+    if real.starts_with(from.join("nix")) {
+        return Err(refused(format!(
+            "{} lies in the store that is copied; choose another directory",
+            dir.display()
+        )));
+    }
+    Ok(real)
+}
+
+fn free_space(dir: &Path) -> Result<Bytes> {
+    let present = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let stat = nix::sys::statvfs::statvfs(present)
+        .with_context(|| format!("asking for the free space of {}", present.display()))?;
+    Ok(Bytes(stat.blocks_available() as u64 * stat.fragment_size() as u64))
+}

@@ -1,0 +1,870 @@
+//! Deriving: from a system's own fstab and boot loader to a layout that its clone boots from.
+//!
+//! Decides only. A clone boots with the unchanged closure, so each label, UUID, PARTLABEL and
+//! PARTUUID that fstab names is given to the new file system or partition. What cannot be made
+//! again is refused by name; what the system boots without is left out and told.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use super::fstab::{self, Entry, Name};
+use super::layout::{
+    Architecture, Btrfs, Content, DiskLayout, Filesystem, Format, Layout, LayoutError, MountEntry, Partition,
+    PartitionType, Size, Subvolume, Swap,
+};
+use crate::size::Bytes;
+
+// systemd grows a file system whose entry has this bit, when it found it by its type.
+const GROW_FILE_SYSTEM: u8 = 59;
+// The least vfat on sectors of 4096 bytes that is FAT32, which some firmware insists on, is 257 MiB.
+const SMALLEST_ESP: Bytes = Bytes::mib(288);
+const USUAL_ESP: Bytes = Bytes::gib(1);
+const USUAL_BOOT: Bytes = Bytes::gib(1);
+const USUAL_SWAP: Bytes = Bytes::gib(2);
+const SMALLEST_SWAP: Bytes = Bytes::mib(64);
+
+// Made by the kernel or by the system itself at boot.
+const NO_DEVICE: [&str; 23] = [
+    "tmpfs",
+    "ramfs",
+    "proc",
+    "sysfs",
+    "devtmpfs",
+    "devpts",
+    "overlay",
+    "cgroup",
+    "cgroup2",
+    "debugfs",
+    "tracefs",
+    "securityfs",
+    "pstore",
+    "efivarfs",
+    "configfs",
+    "fusectl",
+    "mqueue",
+    "hugetlbfs",
+    "binfmt_misc",
+    "autofs",
+    "bpf",
+    "rpc_pipefs",
+    "none",
+];
+const NETWORK: [&str; 13] = [
+    "nfs",
+    "nfs3",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "9p",
+    "virtiofs",
+    "ceph",
+    "glusterfs",
+    "afs",
+    "davfs",
+    "sshfs",
+];
+// Mounted before the real init runs, whatever the options say (NixOS's pathsNeededForBoot).
+const NEEDED_FOR_BOOT: [&str; 9] =
+    ["/", "/nix", "/nix/store", "/var", "/var/log", "/var/lib", "/var/lib/nixos", "/etc", "/usr"];
+
+/// What the boot loader wants of the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loader {
+    SystemdBoot,
+    GrubBios,
+    GrubEfi,
+    GrubHybrid,
+    /// lanzaboote, limine, refind: anything started from an EFI system partition.
+    OtherEfi,
+    /// extlinux and the like: no partition of its own.
+    NoPartition,
+}
+
+impl Loader {
+    pub fn needs_esp(self) -> bool {
+        !matches!(self, Loader::GrubBios | Loader::NoPartition)
+    }
+
+    pub fn needs_bios_boot(self) -> bool {
+        matches!(self, Loader::GrubBios | Loader::GrubHybrid)
+    }
+}
+
+/// A device that fstab names, as this machine has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Present {
+    /// The device node behind the name, by which two names of one device are known as one.
+    pub node: String,
+    pub size: Bytes,
+    /// What is on it, such as `ext4`, where it could be read.
+    pub format: Option<String>,
+}
+
+/// What a layout is derived from.
+#[derive(Clone, Debug)]
+pub struct Wanted<'a> {
+    /// The text of `$toplevel/etc/fstab`.
+    pub fstab: &'a str,
+    /// The text of `$toplevel/kernel-params`.
+    pub kernel_params: &'a str,
+    pub loader: Loader,
+    /// Where the ESP is mounted, if the manifest says it.
+    pub esp_mountpoint: Option<&'a str>,
+    pub architecture: Architecture,
+    /// The devices fstab names that are here, by fstab's spelling (see `probe::fstab_devices`).
+    pub present: &'a BTreeMap<String, Present>,
+    /// The size of the disk to install onto, where it is known.
+    pub disk_size: Option<Bytes>,
+    /// Kernel and initrd of one generation, all specialisations.
+    pub boot_files: Bytes,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Derived {
+    pub layout: Layout,
+    /// What was left out, a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// Derives the layout of one disk that the system boots from unchanged.
+pub fn derive(wanted: &Wanted<'_>) -> Result<Derived, LayoutError> {
+    let entries = fstab::parse(wanted.fstab);
+    let gpt_auto = kernel_root(wanted.kernel_params) == Some("gpt-auto");
+    let mut notes = Vec::new();
+    let kept = keep(&entries, &esp_mountpoint(wanted, &entries), &mut notes)?;
+    let mut volumes = volumes(&kept, wanted.present, &mut notes)?;
+    complete(&mut volumes, wanted, gpt_auto, &entries)?;
+    volumes.sort_by_key(|volume| volume.role);
+
+    let store = volumes.iter().rposition(|volume| volume.role == Role::Root);
+    let count = volumes.len();
+    let mut partitions = Vec::new();
+    if wanted.loader.needs_bios_boot() {
+        partitions.push(bios_boot());
+    }
+    for (index, volume) in volumes.iter().enumerate() {
+        let takes_rest = Some(index) == store && index + 1 == count;
+        let size = if takes_rest { Size::Rest } else { Size::Fixed(volume.size(wanted)?) };
+        partitions.push(volume.partition(size, gpt_auto)?);
+    }
+    // The ESP comes first: some firmware only looks there.
+    partitions.sort_by_key(|partition| partition.kind != PartitionType::Esp);
+    name_partitions(&mut partitions);
+    let disk = DiskLayout { device: None, partitions };
+    let layout = Layout { disks: BTreeMap::from([("main".to_owned(), disk)]) };
+    layout.validate()?;
+    check(&layout, wanted.fstab)?;
+    Ok(Derived { layout, notes })
+}
+
+/// Checks that a layout makes everything fstab needs, by its names and its mount points.
+pub fn check(layout: &Layout, fstab: &str) -> Result<(), LayoutError> {
+    let (_, disk) = layout.disk()?;
+    let mounts = disk.mounts();
+    for entry in fstab::parse(fstab).iter().filter(|entry| required(entry) && on_a_disk(entry)) {
+        let error = |hint: String| {
+            Err(LayoutError::NotReproduced { device: entry.device.clone(), mountpoint: place(entry), hint })
+        };
+        match entry.name() {
+            Name::Label(label) if !disk.has(|p| p.content.as_ref()?.label().map(|have| have == label)) => {
+                return error(format!("whose content has the label {label:?}"));
+            }
+            Name::Uuid(uuid)
+                if !disk.has(|p| Some(p.content.as_ref()?.uuid()?.eq_ignore_ascii_case(&uuid))) =>
+            {
+                return error(format!("whose content has the UUID {uuid}"));
+            }
+            Name::PartLabel(name) if !disk.has(|p| Some(p.name == name)) => {
+                return error(format!("the name {name:?}"));
+            }
+            Name::PartUuid(uuid) if !disk.has(|p| Some(p.uuid?.to_string().eq_ignore_ascii_case(&uuid))) => {
+                return error(format!("the uuid {uuid}"));
+            }
+            Name::Other(device) if goes_by_order(&device) => {
+                return error(format!(
+                    "a label and name that label in fstab: {device} goes by the order of the disks"
+                ));
+            }
+            _ => {}
+        }
+        let mounted = |mount: &MountEntry<'_>| mount.mountpoint == entry.mountpoint;
+        if !entry.is_swap() && entry.has("x-initrd.mount") && !mounts.iter().any(mounted) {
+            return error(format!("with the mount point {}", entry.mountpoint));
+        }
+    }
+    Ok(())
+}
+
+impl DiskLayout {
+    fn has(&self, test: impl Fn(&Partition) -> Option<bool>) -> bool {
+        self.partitions.iter().any(|partition| test(partition) == Some(true))
+    }
+}
+
+/// What a partition is for, in the order in which they are laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Role {
+    Esp,
+    Boot,
+    Swap,
+    Other,
+    Root,
+}
+
+/// A partition to be: everything fstab says about one device.
+#[derive(Clone, Debug)]
+struct Volume {
+    role: Role,
+    device: String,
+    names: Vec<Name>,
+    kind: String,
+    entries: Vec<Entry>,
+    present: Option<Present>,
+}
+
+/// Chooses the entries that need a partition, and tells or refuses the others.
+fn keep(entries: &[Entry], esp: &str, notes: &mut Vec<String>) -> Result<Vec<Entry>, LayoutError> {
+    let mut kept: Vec<Entry> = Vec::new();
+    for entry in entries {
+        if NO_DEVICE.contains(&entry.kind.as_str()) || entry.has("bind") || entry.has("rbind") {
+            continue;
+        }
+        let elsewhere = if NETWORK.contains(&entry.kind.as_str()) || entry.kind.starts_with("fuse") {
+            Some(format!("is a {} mount", entry.kind))
+        } else if entry.device.starts_with('/') && !entry.device.starts_with("/dev/") {
+            Some(if entry.is_swap() { "is a swap file".to_owned() } else { "is a file".to_owned() })
+        } else {
+            None
+        };
+        let place = place(entry);
+        match elsewhere {
+            Some(why) if needed_for_boot(entry) => {
+                return Err(refuse(entry, &format!("{why}, which a disk cannot hold")));
+            }
+            Some(why) => notes.push(format!("{} on {place} {why}: left out", entry.device)),
+            None => kept.push(entry.clone()),
+        }
+    }
+    // What the system boots without is left out, unless it is on the device of something it needs.
+    let needed: Vec<String> = kept
+        .iter()
+        .filter(|entry| required(entry) || entry.is_swap() || entry.mountpoint == esp)
+        .map(|entry| entry.device.clone())
+        .collect();
+    kept.retain(|entry| {
+        let keep = needed.contains(&entry.device);
+        if !keep {
+            notes.push(format!(
+                "{} on {} is not needed to boot (nofail or noauto): left out",
+                entry.device, entry.mountpoint
+            ));
+        }
+        keep
+    });
+    for entry in &kept {
+        check_reproducible(entry)?;
+    }
+    Ok(kept)
+}
+
+fn required(entry: &Entry) -> bool {
+    let on_demand = entry.has("x-systemd.automount");
+    needed_for_boot(entry) || (!entry.has("nofail") && (!entry.has("noauto") || on_demand))
+}
+
+fn needed_for_boot(entry: &Entry) -> bool {
+    entry.has("x-initrd.mount") || NEEDED_FOR_BOOT.contains(&entry.mountpoint.as_str())
+}
+
+fn on_a_disk(entry: &Entry) -> bool {
+    let kind = entry.kind.as_str();
+    let elsewhere = NO_DEVICE.contains(&kind) || NETWORK.contains(&kind) || kind.starts_with("fuse");
+    let file = entry.device.starts_with('/') && !entry.device.starts_with("/dev/");
+    !elsewhere && !file && !entry.has("bind") && !entry.has("rbind")
+}
+
+fn place(entry: &Entry) -> String {
+    if entry.is_swap() { "swap".to_owned() } else { entry.mountpoint.clone() }
+}
+
+fn refuse(entry: &Entry, why: &str) -> LayoutError {
+    LayoutError::CannotDerive { device: entry.device.clone(), mountpoint: place(entry), why: why.to_owned() }
+}
+
+fn check_reproducible(entry: &Entry) -> Result<(), LayoutError> {
+    let kind = entry.kind.as_str();
+    if !entry.is_swap() && kind != "auto" && Format::from_name(kind).is_none() {
+        return Err(refuse(entry, &format!("is a {kind} file system, which this version does not make")));
+    }
+    let Name::Other(device) = entry.name() else { return Ok(()) };
+    let path = device.strip_prefix("/dev/").unwrap_or(&device);
+    let why = match path {
+        "gpt-auto-root" if entry.mountpoint == "/" => return Ok(()),
+        "root" => "is chosen by root= on the kernel command line",
+        _ if path.starts_with("mapper/") || path.starts_with("dm-") => {
+            "is LUKS or LVM (device mapper), which this version does not make"
+        }
+        _ if path.starts_with("md/")
+            || path.starts_with("md") && path[2..].starts_with(|c: char| c.is_ascii_digit()) =>
+        {
+            "is a RAID array, which this version does not make"
+        }
+        _ if path.starts_with("disk/by-id/") || path.starts_with("disk/by-path/") => {
+            "names one particular disk, which the clone is not"
+        }
+        _ if path.starts_with("disk/") => "is a name this version cannot give to a new partition",
+        _ if path.starts_with("zvol/") => "is a ZFS volume, which this version does not make",
+        _ if goes_by_order(&device) => "goes by the order of the disks, so the clone might find another",
+        _ if path.contains('/') && device.starts_with("/dev/") => {
+            "looks like an LVM volume, which this version does not make"
+        }
+        _ => "is not named by label, UUID, PARTLABEL or PARTUUID",
+    };
+    Err(refuse(entry, why))
+}
+
+/// Tells names like `/dev/sda2`, which another order of disks gives to another partition.
+fn goes_by_order(device: &str) -> bool {
+    let Some(name) = device.strip_prefix("/dev/") else { return false };
+    let kinds = ["sd", "vd", "xvd", "hd", "nvme", "mmcblk", "loop", "nbd", "sr", "pmem", "ram"];
+    kinds.iter().any(|kind| name.starts_with(kind)) && !name.contains('/')
+}
+
+fn kernel_root(params: &str) -> Option<&str> {
+    params.split_ascii_whitespace().rev().find_map(|word| word.strip_prefix("root="))
+}
+
+/// Finds the ESP's mount point: told, else the likeliest vfat of fstab, else NixOS's default.
+fn esp_mountpoint(wanted: &Wanted<'_>, entries: &[Entry]) -> String {
+    if let Some(told) = wanted.esp_mountpoint {
+        return told.to_owned();
+    }
+    let vfat = |at: &str| {
+        entries.iter().any(|entry| entry.mountpoint == at && matches!(entry.kind.as_str(), "vfat" | "auto"))
+    };
+    let usual =
+        ["/efi", "/boot/efi", "/boot/EFI", "/boot/ESP", "/esp", "/boot"].into_iter().find(|at| vfat(at));
+    let any = || entries.iter().find(|entry| entry.kind == "vfat").map(|entry| entry.mountpoint.as_str());
+    usual.or_else(any).unwrap_or("/boot").to_owned()
+}
+
+/// Groups the entries by device.
+fn volumes(
+    kept: &[Entry],
+    present: &BTreeMap<String, Present>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Volume>, LayoutError> {
+    let mut volumes: Vec<Volume> = Vec::new();
+    for entry in kept {
+        let here = present.get(&entry.device);
+        let same = |volume: &&mut Volume| {
+            let nodes = volume.present.as_ref().zip(here);
+            volume.device == entry.device
+                || volume.names.contains(&entry.name())
+                || nodes.is_some_and(|(a, b)| !a.node.is_empty() && a.node == b.node)
+        };
+        if let Some(volume) = volumes.iter_mut().find(same) {
+            if !volume.names.contains(&entry.name()) {
+                volume.names.push(entry.name());
+            }
+            let subvolume = subvolume(entry)?;
+            let again = volume.entries.iter().any(|have| self::subvolume(have) == Ok(subvolume.clone()));
+            if again || (volume.kind != "btrfs" && !entry.is_swap()) {
+                notes.push(format!(
+                    "{} is mounted a second time, on {}: left to the system",
+                    entry.device, entry.mountpoint
+                ));
+                continue;
+            }
+            volume.entries.push(entry.clone());
+            continue;
+        }
+        let mut kind = entry.kind.clone();
+        if kind == "auto" {
+            let found = here.and_then(|present| present.format.clone());
+            kind = found
+                .ok_or_else(|| refuse(entry, "has the type auto, and the device is not here to look at"))?;
+            if Format::from_name(&kind).is_none() {
+                return Err(refuse(
+                    entry,
+                    &format!("is a {kind} file system, which this version does not make"),
+                ));
+            }
+        }
+        volumes.push(Volume {
+            role: Role::Other,
+            device: entry.device.clone(),
+            names: vec![entry.name()],
+            kind,
+            entries: vec![entry.clone()],
+            present: here.cloned(),
+        });
+    }
+    Ok(volumes)
+}
+
+/// Returns the subvolume an entry mounts, without slashes; none is the top level.
+fn subvolume(entry: &Entry) -> Result<Option<String>, LayoutError> {
+    match (entry.value("subvol").map(|path| path.trim_matches('/')), entry.value("subvolid")) {
+        (Some(""), _) | (None, None | Some("5" | "0")) => Ok(None),
+        (Some(path), _) => Ok(Some(path.to_owned())),
+        (None, Some(_)) => {
+            Err(refuse(entry, "is a subvolume chosen by its number, which the clone gives anew"))
+        }
+    }
+}
+
+/// Gives each volume its role and adds the ones that fstab need not name.
+fn complete(
+    volumes: &mut Vec<Volume>,
+    wanted: &Wanted<'_>,
+    gpt_auto: bool,
+    entries: &[Entry],
+) -> Result<(), LayoutError> {
+    let bare = |role, device: &str, mountpoint: &str, kind: &str, options: &[&str]| {
+        let entry = Entry {
+            device: device.to_owned(),
+            mountpoint: mountpoint.to_owned(),
+            kind: kind.to_owned(),
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+        };
+        let names = Vec::new();
+        Volume {
+            role,
+            device: device.to_owned(),
+            names,
+            kind: kind.to_owned(),
+            entries: vec![entry],
+            present: None,
+        }
+    };
+    let root_anywhere = entries.iter().any(|entry| entry.mountpoint == "/");
+    if !root_anywhere && gpt_auto {
+        volumes.push(bare(Role::Root, "gpt-auto", "/", "ext4", &[]));
+    } else if !root_anywhere {
+        return Err(LayoutError::NoRootInFstab);
+    }
+    let root = ["/", "/nix/store", "/nix"].into_iter().find(|at| volumes.iter().any(|v| v.mounts(at)));
+    let esp = esp_mountpoint(wanted, entries);
+    for volume in volumes.iter_mut() {
+        volume.role = match () {
+            _ if root.is_some_and(|root| volume.mounts(root)) => Role::Root,
+            _ if volume.kind == "swap" => Role::Swap,
+            _ if wanted.loader.needs_esp() && volume.kind == "vfat" && volume.mounts(&esp) => Role::Esp,
+            _ if volume.mounts("/boot") => Role::Boot,
+            _ => Role::Other,
+        };
+    }
+    if wanted.loader.needs_esp() && !volumes.iter().any(|volume| volume.role == Role::Esp) {
+        volumes.push(bare(Role::Esp, "ESP", &esp, "vfat", &["umask=0077"]));
+    }
+    Ok(())
+}
+
+impl Volume {
+    fn mounts(&self, at: &str) -> bool {
+        self.entries.iter().any(|entry| entry.mountpoint == at)
+    }
+
+    fn size(&self, wanted: &Wanted<'_>) -> Result<Bytes, LayoutError> {
+        let here = self.present.as_ref().map(|present| present.size.round_up(Bytes::mib(1)));
+        Ok(match self.role {
+            Role::Esp => esp_size(wanted.disk_size, wanted.boot_files),
+            Role::Swap => {
+                let most = wanted.disk_size.map_or(Bytes(u64::MAX), |size| Bytes(size.0 / 8));
+                here.unwrap_or(USUAL_SWAP).min(most.round_down(Bytes::mib(1))).max(SMALLEST_SWAP)
+            }
+            Role::Boot => here.unwrap_or(USUAL_BOOT),
+            Role::Root | Role::Other => here.ok_or_else(|| {
+                refuse(
+                    &self.entries[0],
+                    "is a second file system, and how large it should be is not known here",
+                )
+            })?,
+        })
+    }
+
+    fn partition(&self, size: Size, gpt_auto: bool) -> Result<Partition, LayoutError> {
+        let at = &self.entries[0];
+        let mut partition = Partition {
+            name: String::new(),
+            kind: self.partition_type(),
+            size,
+            uuid: None,
+            attributes: Vec::new(),
+            content: None,
+        };
+        if gpt_auto && self.mounts("/") {
+            partition.attributes.push(GROW_FILE_SYSTEM);
+        }
+        let (mut label, mut uuid) = (None, None);
+        for name in &self.names {
+            match name.clone() {
+                Name::Label(name) => label = Some(name),
+                Name::Uuid(name) => uuid = Some(name),
+                Name::PartLabel(name) => partition.name = name,
+                Name::PartUuid(name) => {
+                    let known = name.parse::<Uuid>().ok().filter(|_| name.len() == 36);
+                    let old = "has a PARTUUID of an MBR partition table, which a GPT cannot carry";
+                    partition.uuid = Some(known.ok_or_else(|| refuse(at, old))?);
+                }
+                Name::Other(_) => {}
+            }
+        }
+        partition.content = Some(self.content(label, uuid)?);
+        Ok(partition)
+    }
+
+    fn partition_type(&self) -> PartitionType {
+        match self.role {
+            Role::Esp => PartitionType::Esp,
+            Role::Swap => PartitionType::Swap,
+            Role::Root if self.mounts("/") => PartitionType::Root,
+            Role::Boot if self.kind == "vfat" => PartitionType::Xbootldr,
+            _ if self.entries.len() > 1 => PartitionType::Linux,
+            _ if self.mounts("/home") => PartitionType::Home,
+            _ if self.mounts("/srv") => PartitionType::Srv,
+            _ => PartitionType::Linux,
+        }
+    }
+
+    fn content(&self, label: Option<String>, uuid: Option<String>) -> Result<Content, LayoutError> {
+        if self.kind == "swap" {
+            return Ok(Content::Swap(Swap { label, uuid }));
+        }
+        let first = &self.entries[0];
+        let format = Format::from_name(&self.kind).expect("keep() and volumes() let no other format through");
+        let mut btrfs = Btrfs { label, uuid, ..Btrfs::default() };
+        if format != Format::Btrfs {
+            let mountpoint = Some(first.mountpoint.clone());
+            let (label, uuid, options) = (btrfs.label, btrfs.uuid, options(first));
+            return Ok(Content::Filesystem(Filesystem { format, label, uuid, mountpoint, options }));
+        }
+        for entry in &self.entries {
+            let mountpoint = Some(entry.mountpoint.clone());
+            match subvolume(entry)? {
+                Some(path) => btrfs.subvolumes.push(Subvolume { path, mountpoint, options: options(entry) }),
+                None => (btrfs.mountpoint, btrfs.options) = (mountpoint, options(entry)),
+            }
+        }
+        Ok(Content::Btrfs(btrfs))
+    }
+}
+
+/// Returns the options that say something about the file system, not about when it is mounted.
+fn options(entry: &Entry) -> Vec<String> {
+    let about_time = |option: &&String| {
+        let option = option.as_str();
+        let words = ["defaults", "auto", "noauto", "nofail", "ro", "_netdev"];
+        option.starts_with("x-") || option.starts_with("subvol") || words.contains(&option)
+    };
+    entry.options.iter().filter(|option| !about_time(option)).cloned().collect()
+}
+
+/// Returns how large an ESP should be: room for generations, without eating a small disk.
+fn esp_size(disk: Option<Bytes>, boot_files: Bytes) -> Bytes {
+    let usual = match disk {
+        Some(disk) if disk < Bytes::gib(4) => SMALLEST_ESP,
+        Some(disk) if disk < Bytes::gib(16) => Bytes::mib(512),
+        _ => USUAL_ESP,
+    };
+    // Two generations fit at the least: an update writes the new one before it removes the old.
+    usual.max((boot_files * 2 + Bytes::mib(32)).round_up(Bytes::mib(32)))
+}
+
+fn bios_boot() -> Partition {
+    let (kind, size) = (PartitionType::BiosBoot, Size::Fixed(Bytes::mib(1)));
+    Partition { name: String::new(), kind, size, uuid: None, attributes: Vec::new(), content: None }
+}
+
+/// Names the partitions that fstab does not name, by what they are for.
+fn name_partitions(partitions: &mut [Partition]) {
+    let mut taken: Vec<String> = partitions.iter().map(|partition| partition.name.clone()).collect();
+    for partition in partitions.iter_mut().filter(|partition| partition.name.is_empty()) {
+        let base = match partition.kind {
+            PartitionType::Esp => "ESP".to_owned(),
+            PartitionType::Root => "root".to_owned(),
+            PartitionType::BiosBoot | PartitionType::Swap => partition.kind.to_string(),
+            _ => first_mount(partition).unwrap_or("data").trim_matches('/').replace('/', "-"),
+        };
+        let base: String = base.chars().filter(|c| c.is_ascii_graphic()).take(30).collect();
+        let names = std::iter::once(base.clone()).chain((2..).map(|n| format!("{base}-{n}")));
+        let name = names.into_iter().find(|name| !name.is_empty() && !taken.contains(name));
+        partition.name = name.expect("one of endless numbers is free");
+        taken.push(partition.name.clone());
+    }
+}
+
+fn first_mount(partition: &Partition) -> Option<&str> {
+    match partition.content.as_ref()? {
+        Content::Filesystem(fs) => fs.mountpoint.as_deref(),
+        Content::Btrfs(btrfs) => {
+            btrfs.mountpoint.as_deref().or(btrfs.subvolumes.first()?.mountpoint.as_deref())
+        }
+        Content::Swap(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted<'a>(fstab: &'a str, loader: Loader, present: &'a BTreeMap<String, Present>) -> Wanted<'a> {
+        Wanted {
+            fstab,
+            kernel_params: "root=fstab loglevel=4",
+            loader,
+            esp_mountpoint: None,
+            architecture: Architecture::X86_64,
+            present,
+            disk_size: Some(Bytes::gib(64)),
+            boot_files: Bytes::mib(60),
+        }
+    }
+
+    /// One line a partition: name, type, size, format, label, uuid, mounts.
+    fn told(layout: &Layout) -> Vec<String> {
+        let disk = layout.disk().unwrap().1;
+        let line = |(index, p): (usize, &Partition)| {
+            let content = p.content.as_ref();
+            let mounts: Vec<String> = disk
+                .mounts()
+                .iter()
+                .filter(|mount| mount.partition == index)
+                .map(|m| {
+                    format!("{}{}", m.subvolume.map_or(String::new(), |s| format!("{s}:")), m.mountpoint)
+                })
+                .collect();
+            format!(
+                "{} {} {} {} {} {} {}",
+                p.name,
+                p.kind,
+                p.size,
+                content.map_or("-", Content::format_name),
+                content.and_then(Content::label).unwrap_or("-"),
+                content.and_then(Content::uuid).unwrap_or("-"),
+                mounts.join(" ")
+            )
+        };
+        disk.partitions.iter().enumerate().map(|it| line(it).trim_end().to_owned()).collect()
+    }
+
+    #[test]
+    fn common_systems_get_the_layout_they_boot_from() {
+        let present = BTreeMap::from([
+            (
+                "/dev/disk/by-label/swap".to_owned(),
+                Present { node: "/dev/sda2".into(), size: Bytes::gib(4), format: None },
+            ),
+            (
+                "UUID=11111111-2222-3333-4444-555555555555".to_owned(),
+                Present { node: "/dev/sda3".into(), size: Bytes::gib(9), format: None },
+            ),
+            (
+                "/dev/disk/by-label/pool".to_owned(),
+                Present { node: "/dev/sda3".into(), size: Bytes::gib(9), format: None },
+            ),
+            (
+                "/dev/disk/by-label/old".to_owned(),
+                Present { node: "/dev/sda4".into(), size: Bytes::gib(3), format: Some("xfs".into()) },
+            ),
+        ]);
+        for (what, loader, fstab, partitions) in [
+            (
+                "systemd-boot, by label",
+                Loader::SystemdBoot,
+                "/dev/disk/by-label/nixos / ext4 x-initrd.mount 0 1\n/dev/disk/by-label/ESP /boot vfat umask=0077 0 2\n/dev/disk/by-label/swap none swap defaults\ntmpfs /tmp tmpfs size=50% 0 0\n",
+                vec![
+                    "ESP esp 1G vfat ESP - /boot",
+                    "swap swap 4G swap swap -",
+                    "root root 100% ext4 nixos - /",
+                ],
+            ),
+            (
+                "GRUB on BIOS, one partition, by UUID",
+                Loader::GrubBios,
+                "/dev/disk/by-uuid/44444444-4444-4444-8888-888888888888 / xfs defaults 0 1\n",
+                vec![
+                    "bios-boot bios-boot 1M - - -",
+                    "root root 100% xfs - 44444444-4444-4444-8888-888888888888 /",
+                ],
+            ),
+            (
+                "GRUB both ways, /boot of its own, udev and fstab escapes",
+                Loader::GrubHybrid,
+                "LABEL=my\\040root / ext4 - 0 1\n/dev/disk/by-partlabel/my\\x20boot /boot ext2 - 0 2\nUUID=abcd-1234 /boot/efi vfat - 0 2\n",
+                vec![
+                    "ESP esp 1G vfat - abcd-1234 /boot/efi",
+                    "bios-boot bios-boot 1M - - -",
+                    "my boot linux 1G ext2 - - /boot",
+                    "root root 100% ext4 my root - /",
+                ],
+            ),
+            (
+                "xbootldr",
+                Loader::SystemdBoot,
+                "LABEL=r / ext4 - 0 1\nLABEL=E /efi vfat - 0 2\nLABEL=X /boot vfat - 0 2\n",
+                vec![
+                    "ESP esp 1G vfat E - /efi",
+                    "boot xbootldr 1G vfat X - /boot",
+                    "root root 100% ext4 r - /",
+                ],
+            ),
+            (
+                "disko's btrfs, two names for one device",
+                Loader::SystemdBoot,
+                "UUID=11111111-2222-3333-4444-555555555555 / btrfs subvol=/root,compress=zstd,x-initrd.mount 0 0\n/dev/disk/by-label/pool /home btrfs subvol=root/home 0 0\n/dev/disk/by-label/pool /mnt/top btrfs nofail 0 0\n/dev/disk/by-partlabel/disk-main-ESP /boot vfat - 0 2\n",
+                vec![
+                    "disk-main-ESP esp 1G vfat - - /boot",
+                    "root root 100% btrfs pool 11111111-2222-3333-4444-555555555555 root:/ root/home:/home /mnt/top",
+                ],
+            ),
+            (
+                "root in memory, a second disk with a known size",
+                Loader::SystemdBoot,
+                "none / tmpfs size=2G 0 0\nLABEL=nix /nix ext4 - 0 2\nLABEL=E /boot vfat - 0 2\n/dev/disk/by-label/old /home auto - 0 2\n",
+                vec![
+                    "ESP esp 1G vfat E - /boot",
+                    "home home 3G xfs old - /home",
+                    "nix linux 100% ext4 nix - /nix",
+                ],
+            ),
+            (
+                "an ESP that fstab does not name",
+                Loader::OtherEfi,
+                "PARTUUID=6E0A3C5E-0f4a-4f5a-9f0b-0a4c5d6e7f80 / ext4 - 0 1\n",
+                vec!["ESP esp 1G vfat - - /boot", "root root 100% ext4 - - /"],
+            ),
+            (
+                "a vfat /boot under GRUB for BIOS",
+                Loader::GrubBios,
+                "LABEL=r / ext4 - 0 1\nLABEL=B /boot vfat - 0 2\n",
+                vec![
+                    "bios-boot bios-boot 1M - - -",
+                    "boot xbootldr 1G vfat B - /boot",
+                    "root root 100% ext4 r - /",
+                ],
+            ),
+        ] {
+            let derived =
+                derive(&wanted(fstab, loader, &present)).unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert_eq!(told(&derived.layout), partitions, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_system_that_finds_its_root_by_type_needs_no_names() {
+        let none = BTreeMap::new();
+        for fstab in ["", "/dev/gpt-auto-root / ext4 x-initrd.mount 0 1\n"] {
+            let mut wanted = wanted(fstab, Loader::SystemdBoot, &none);
+            wanted.kernel_params = "quiet root=gpt-auto rw";
+            wanted.disk_size = Some(Bytes::gib(3));
+            let layout = derive(&wanted).unwrap().layout;
+            assert_eq!(told(&layout), ["ESP esp 288M vfat - - /boot", "root root 100% ext4 - - /"]);
+            assert_eq!(layout.disk().unwrap().1.partitions[1].attributes, [GROW_FILE_SYSTEM]);
+        }
+    }
+
+    #[test]
+    fn what_the_system_boots_without_is_left_out_and_told() {
+        let fstab = "LABEL=r / ext4 - 0 1\nLABEL=usb /media/usb exfat nofail 0 0\nLABEL=d /data zfs noauto 0 0\nserver:/x /mnt/x nfs4 _netdev 0 0\n/swapfile none swap defaults\n/x.img /mnt/i squashfs loop 0 0\n/nix/a /nix/b none bind 0 0\n";
+        let none = BTreeMap::new();
+        let derived = derive(&wanted(fstab, Loader::GrubBios, &none)).unwrap();
+        assert_eq!(derived.layout.disk().unwrap().1.partitions.len(), 2);
+        assert_eq!(
+            derived.notes,
+            [
+                "server:/x on /mnt/x is a nfs4 mount: left out",
+                "/swapfile on swap is a swap file: left out",
+                "/x.img on /mnt/i is a file: left out",
+                "LABEL=usb on /media/usb is not needed to boot (nofail or noauto): left out",
+                "LABEL=d on /data is not needed to boot (nofail or noauto): left out",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_made_again_is_refused_by_name() {
+        let none = BTreeMap::new();
+        for (line, why) in [
+            ("tank/root / zfs x-initrd.mount 0 0", "tank/root, mounted on /, is a zfs file system"),
+            ("LABEL=x / bcachefs - 0 0", "is a bcachefs file system"),
+            ("LABEL=x / f2fs - 0 0", "is a f2fs file system"),
+            ("/dev/mapper/crypted / ext4 - 0 1", "/dev/mapper/crypted, mounted on /, is LUKS or LVM"),
+            ("/dev/pool/root / ext4 - 0 1", "looks like an LVM volume"),
+            ("/dev/md/root / ext4 - 0 1", "is a RAID array"),
+            ("/dev/md127 / ext4 - 0 1", "is a RAID array"),
+            ("/dev/sda2 / ext4 - 0 1", "goes by the order of the disks"),
+            ("/dev/nvme0n1p2 / ext4 - 0 1", "goes by the order of the disks"),
+            ("/dev/disk/by-id/ata-X-part1 / ext4 - 0 1", "names one particular disk"),
+            ("/dev/root / ext4 - 0 1", "is chosen by root="),
+            ("store / 9p trans=virtio 0 0", "is a 9p mount, which a disk cannot hold"),
+            ("LABEL=x / auto - 0 1", "has the type auto"),
+            ("LABEL=x / btrfs subvolid=257 0 1", "a subvolume chosen by its number"),
+            ("PARTUUID=1234abcd-02 / ext4 - 0 1", "has a PARTUUID of an MBR"),
+            ("LABEL=x / ext4 - 0 1\n/dev/sdb1 /data ext4 - 0 2", "/dev/sdb1, mounted on /data, goes by"),
+            (
+                "LABEL=x / ext4 - 0 1\nLABEL=y /data ext4 - 0 2",
+                "LABEL=y, mounted on /data, is a second file system",
+            ),
+            (
+                "LABEL=x / ext4 - 0 1\n/dev/mapper/swap none swap -",
+                "/dev/mapper/swap, mounted on swap, is LUKS",
+            ),
+            (
+                "LABEL=x /home ext4 - 0 1",
+                "has no entry for / and its kernel parameters do not say root=gpt-auto",
+            ),
+        ] {
+            let error = derive(&wanted(line, Loader::GrubBios, &none)).expect_err(line).to_string();
+            assert!(error.contains(why), "{error}\n  is not\n{why}");
+            assert!(error.contains("--layout"), "{error}");
+        }
+    }
+
+    #[test]
+    fn sizes_follow_the_disk() {
+        for (disk, files, size) in [
+            (Some(Bytes::gib(2)), Bytes::mib(60), Bytes::mib(288)),
+            (Some(Bytes::gib(8)), Bytes::mib(60), Bytes::mib(512)),
+            (Some(Bytes::gib(500)), Bytes::mib(60), Bytes::gib(1)),
+            (None, Bytes::mib(60), Bytes::gib(1)),
+            (Some(Bytes::gib(2)), Bytes::mib(250), Bytes::mib(544)),
+        ] {
+            assert_eq!(esp_size(disk, files), size);
+        }
+        let none = BTreeMap::new();
+        let mut wanted = wanted("LABEL=x / ext4 - 0 1\nLABEL=s none swap -", Loader::GrubBios, &none);
+        wanted.disk_size = Some(Bytes::gib(4));
+        assert_eq!(told(&derive(&wanted).unwrap().layout)[1], "swap swap 512M swap s -");
+    }
+
+    #[test]
+    fn a_layout_that_misses_a_name_of_fstab_is_told() {
+        let json = r#"{"disks": {"main": {"partitions": [{"name": "root", "type": "root", "size": "100%",
+            "uuid": "6e0a3c5e-0f4a-4f5a-9f0b-0a4c5d6e7f80",
+            "content": {"type": "filesystem", "format": "ext4", "label": "nixos", "mountpoint": "/"}}]}}}"#;
+        let layout = super::super::layout::parse(json).unwrap();
+        for good in [
+            "LABEL=nixos / ext4 x-initrd.mount 0 1",
+            "PARTLABEL=root / ext4 - 0 1",
+            "PARTUUID=6E0A3C5E-0f4a-4f5a-9f0b-0a4c5d6e7f80 / ext4 - 0 1",
+            "LABEL=nixos / ext4 - 0 1\nLABEL=usb /media ext4 nofail\nserver:/ /x nfs - 0 0\n/dev/zfs /z tmpfs - 0 0",
+        ] {
+            assert_eq!(check(&layout, good), Ok(()), "{good}");
+        }
+        for (bad, hint) in [
+            ("LABEL=nix / ext4 - 0 1", "whose content has the label \"nix\""),
+            ("UUID=ABCD-1234 /boot vfat - 0 1", "whose content has the UUID ABCD-1234"),
+            ("PARTLABEL=disk-main-root / ext4 - 0 1", "the name \"disk-main-root\""),
+            ("PARTUUID=00000000-0f4a-4f5a-9f0b-0a4c5d6e7f80 / ext4 - 0 1", "the uuid 00000000"),
+            ("/dev/sda1 / ext4 - 0 1", "goes by the order of the disks"),
+            ("LABEL=nixos /home btrfs subvol=h,x-initrd.mount 0 1", "with the mount point /home"),
+        ] {
+            let error = check(&layout, bad).expect_err(bad).to_string();
+            assert!(error.contains("the clone would not boot") && error.contains(hint), "{error}");
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Devices: a disk or image opened for writing, and a device node for each of its partitions.
+//!
+//! Nodes are resolved through `/sys` by device number, so that symlinks such as
+//! `/dev/disk/by-id/x` work and no name is guessed. Where the kernel makes no partition nodes,
+//! each partition gets a loop device, which is gone when the last user closes it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::libc;
+use nix::sys::stat::{Mode, SFlag};
+
+use super::contents;
+use super::image::Loop;
+use super::table::{self, Table};
+use crate::size::Bytes;
+use crate::sys::ioctl;
+
+// udev opens a disk after each change; it lets go within a second or two.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(50);
+// Loop devices without partition nodes never get them, and waiting long would be for nothing.
+const LOOP_PATIENCE: Duration = Duration::from_millis(300);
+
+/// A whole disk, opened so that nobody else can claim it.
+#[derive(Debug)]
+pub struct Disk {
+    path: PathBuf,
+    file: File,
+    name: String,
+    pub size: Bytes,
+    pub sector_size: u64,
+}
+
+/// A partition's device, there as long as this value is.
+#[derive(Debug)]
+pub struct PartitionDevice {
+    pub path: PathBuf,
+    guard: Option<Loop>,
+}
+
+impl PartitionDevice {
+    pub(super) fn of_kernel(path: PathBuf) -> PartitionDevice {
+        PartitionDevice { path, guard: None }
+    }
+
+    /// Lets go of the device after everything is on disk.
+    pub fn finish(self) -> Result<()> {
+        self.guard.map_or(Ok(()), Loop::finish)
+    }
+}
+
+impl Disk {
+    /// Opens a block device exclusively: it fails while anything on the disk is in use.
+    pub fn open(path: &Path) -> Result<Disk> {
+        let opening = || format!("opening {} exclusively", path.display());
+        let flags = libc::O_EXCL;
+        let deadline = Instant::now() + PATIENCE;
+        let file = loop {
+            match OpenOptions::new().read(true).write(true).custom_flags(flags).open(path) {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
+                    std::thread::sleep(PAUSE);
+                }
+                result => break result.with_context(opening)?,
+            }
+        };
+        let meta = file.metadata().with_context(opening)?;
+        ensure!(meta.file_type().is_block_device(), "{} is no block device", path.display());
+        let size = ioctl::device_size(&file).with_context(|| format!("measuring {}", path.display()))?;
+        let sector_size =
+            ioctl::sector_size(&file).with_context(|| format!("measuring {}", path.display()))?;
+        let name = kernel_name(meta.rdev())?;
+        Ok(Disk { path: path.to_owned(), file, name, size, sector_size })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the kernel's name, such as `nvme0n1`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Erases the old contents, writes the table, and returns a device for each partition.
+    ///
+    /// The exclusive claim ends here, for it would keep the partitions from being mounted.
+    pub fn partition(mut self, table: &Table) -> Result<(File, Vec<PartitionDevice>)> {
+        contents::wipe_disk(&mut self.file, self.size, self.sector_size, &table.slots)
+            .with_context(|| format!("wiping {}", self.path.display()))?;
+        table::write(&mut self.file, table)
+            .with_context(|| format!("writing the partition table of {}", self.path.display()))?;
+        let looped = self.name.starts_with("loop");
+        let patience = if looped { LOOP_PATIENCE } else { PATIENCE };
+        match reread(&self.file, patience) {
+            Ok(()) => {}
+            // A loop device without partition scanning does not know the call.
+            Err(error) if looped && error.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(error) => {
+                return Err(error)
+                    .with_context(|| format!("rereading the partition table of {}", self.path.display()));
+            }
+        }
+        let shared = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&self.path)
+            .with_context(|| format!("opening {}", self.path.display()))?;
+        drop(self.file);
+        match nodes(&self.name, table, patience)? {
+            Some(nodes) => Ok((shared, nodes.into_iter().map(PartitionDevice::of_kernel).collect())),
+            None if looped => {
+                let devices = on_loops(&shared, table)?;
+                Ok((shared, devices))
+            }
+            None => bail!(
+                "the kernel made no devices for the partitions of {} within {} seconds; unplug it, plug it in again and retry",
+                self.path.display(),
+                PATIENCE.as_secs()
+            ),
+        }
+    }
+}
+
+/// Attaches a loop device to each partition of a disk or image.
+pub(super) fn on_loops(file: &File, table: &Table) -> Result<Vec<PartitionDevice>> {
+    let attach = |slot: &table::Slot| {
+        let guard = Loop::attach(file, slot.start, slot.size, false)?;
+        Ok(PartitionDevice { path: guard.path().to_owned(), guard: Some(guard) })
+    };
+    table.slots.iter().map(attach).collect()
+}
+
+fn reread(disk: &File, patience: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match ioctl::reread_partitions(disk) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
+                std::thread::sleep(PAUSE);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Returns the kernel's name of a block device, by its number.
+pub fn kernel_name(number: u64) -> Result<String> {
+    let (major, minor) = (libc::major(number), libc::minor(number));
+    let link = format!("/sys/dev/block/{major}:{minor}");
+    let target = fs::read_link(&link).with_context(|| format!("reading {link}"))?;
+    let name = target.file_name().ok_or_else(|| anyhow!("{link} leads nowhere"))?;
+    Ok(name.to_string_lossy().into_owned())
+}
+
+/// Waits for the partitions' nodes; none if the kernel knows no such partitions.
+pub(super) fn nodes(disk: &str, table: &Table, patience: Duration) -> Result<Option<Vec<PathBuf>>> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let found: Option<Vec<(String, u64)>> =
+            table.slots.iter().map(|slot| partition_of(disk, slot)).collect();
+        if let Some(found) = found {
+            return found.iter().map(|(name, number)| node(name, *number)).collect::<Result<_>>().map(Some);
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Finds a partition of a disk in `/sys` whose number, start and size are the table's.
+fn partition_of(disk: &str, slot: &table::Slot) -> Option<(String, u64)> {
+    for entry in fs::read_dir(format!("/sys/class/block/{disk}")).ok()?.flatten() {
+        let number = |file: &str| -> Option<u64> {
+            fs::read_to_string(entry.path().join(file)).ok()?.trim().parse().ok()
+        };
+        // /sys counts in sectors of 512 bytes on every disk.
+        let same = number("partition") == Some(u64::from(slot.number))
+            && number("start") == Some(slot.start.0 / 512)
+            && number("size") == Some(slot.size.0 / 512);
+        if same {
+            let device = fs::read_to_string(entry.path().join("dev")).ok()?;
+            let (major, minor) = device.trim().split_once(':')?;
+            let device = libc::makedev(major.parse().ok()?, minor.parse().ok()?);
+            return Some((entry.file_name().to_string_lossy().into_owned(), device));
+        }
+    }
+    None
+}
+
+/// Returns the node of a partition, made if it does not appear by itself.
+fn node(name: &str, number: u64) -> Result<PathBuf> {
+    // Sysfs writes `/` as `!`, as in cciss!c0d0p1.
+    let path = Path::new("/dev").join(name.replace('!', "/"));
+    let is_it =
+        || fs::metadata(&path).is_ok_and(|meta| meta.file_type().is_block_device() && meta.rdev() == number);
+    let deadline = Instant::now() + PATIENCE;
+    while !is_it() && path.exists() && Instant::now() < deadline {
+        std::thread::sleep(PAUSE);
+    }
+    if !path.exists() {
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        nix::sys::stat::mknod(&path, SFlag::S_IFBLK, mode, number)
+            .or_else(|error| if is_it() { Ok(()) } else { Err(error) })
+            .with_context(|| format!("making the device node {}", path.display()))?;
+    }
+    ensure!(is_it(), "{} is not the partition the kernel means by {name}", path.display());
+    Ok(path)
+}

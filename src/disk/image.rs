@@ -1,0 +1,315 @@
+//! Images: regular files that hold a whole disk, reached through loop devices.
+//!
+//! A new image grows under a temporary name and is renamed when it is whole.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::libc;
+
+use super::contents;
+use super::device::{PartitionDevice, nodes, on_loops};
+use super::table::{self, Table};
+use crate::size::Bytes;
+use crate::sys::{file as files, ioctl};
+
+// Another process may take the free loop device before we do.
+const ATTACH_TRIES: usize = 64;
+const NODES_PATIENCE: Duration = Duration::from_millis(300);
+
+/// A loop device, detached by the kernel when its last user closes it.
+#[derive(Debug)]
+pub struct Loop {
+    path: PathBuf,
+    name: String,
+    file: File,
+}
+
+impl Loop {
+    /// Attaches a part of a file or device; `scan` asks the kernel for partition nodes.
+    pub fn attach(file: &File, offset: Bytes, size: Bytes, scan: bool) -> Result<Loop> {
+        let read_write = || OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).clone();
+        let control = read_write().open("/dev/loop-control").context("opening /dev/loop-control")?;
+        for _ in 0..ATTACH_TRIES {
+            let number = ioctl::free_loop(&control).context("looking for a free loop device")?;
+            let name = format!("loop{number}");
+            let path = Path::new("/dev").join(&name);
+            let device = match read_write().open(&path) {
+                Ok(device) => device,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    let mode = nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR;
+                    let number = libc::makedev(7, number);
+                    let _ = nix::sys::stat::mknod(&path, nix::sys::stat::SFlag::S_IFBLK, mode, number);
+                    read_write().open(&path).with_context(|| format!("opening {}", path.display()))?
+                }
+                Err(error) => return Err(error).with_context(|| format!("opening {}", path.display())),
+            };
+            match ioctl::attach_loop(&device, file, offset, size, scan) {
+                Ok(()) => return Ok(Loop { path, name, file: device }),
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+                Err(error) => return Err(error).with_context(|| format!("attaching {}", path.display())),
+            }
+        }
+        bail!("every loop device was taken by somebody else, {ATTACH_TRIES} times; try again")
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes everything out and lets go.
+    pub fn finish(self) -> Result<()> {
+        self.file.sync_all().with_context(|| format!("writing out {}", self.path.display()))
+    }
+}
+
+/// An image file opened for an installation, locked against another one.
+#[derive(Debug)]
+pub struct Image {
+    /// Where it will be.
+    path: PathBuf,
+    /// Where it grows; the same for an image that was there.
+    growing: PathBuf,
+    file: File,
+    pub size: Bytes,
+}
+
+/// Images have the sectors most disks have.
+pub const SECTOR_SIZE: u64 = 512;
+
+impl Image {
+    /// Makes a sparse image under a temporary name beside `path`.
+    pub fn create(path: &Path, size: Bytes) -> Result<Image> {
+        let name = path.file_name().with_context(|| format!("naming the image {}", path.display()))?;
+        let growing = path.with_file_name(format!(".{}.part", name.to_string_lossy()));
+        let making = || format!("making {}", growing.display());
+        let mut image = Self::locked(path, growing.clone(), true)?;
+        // What an interrupted run left is not worth keeping.
+        image.file.set_len(0).with_context(making)?;
+        image.file.set_len(size.0).with_context(making)?;
+        image.size = size;
+        Ok(image)
+    }
+
+    /// Opens an image that is there; it is overwritten in place.
+    pub fn open(path: &Path) -> Result<Image> {
+        Self::locked(path, path.to_owned(), false)
+    }
+
+    fn locked(path: &Path, growing: PathBuf, create: bool) -> Result<Image> {
+        let opening = || format!("opening {}", growing.display());
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(create)
+            .truncate(false)
+            .mode(0o600)
+            .open(&growing)
+            .with_context(opening)?;
+        if let Err(error) = file.try_lock() {
+            bail!("{} is being written by another installation ({error})", growing.display());
+        }
+        let size = Bytes(file.metadata().with_context(opening)?.len());
+        Ok(Image { path: path.to_owned(), growing, file, size })
+    }
+
+    /// Erases the old contents, writes the table, and returns a device for the whole and for each partition.
+    pub fn partition(&mut self, table: &Table) -> Result<(Loop, Vec<PartitionDevice>)> {
+        let name = self.growing.display().to_string();
+        contents::wipe_disk(&mut self.file, self.size, SECTOR_SIZE, &table.slots)
+            .with_context(|| format!("wiping {name}"))?;
+        table::write(&mut self.file, table)
+            .with_context(|| format!("writing the partition table of {name}"))?;
+        let whole = Loop::attach(&self.file, Bytes(0), self.size.round_down(Bytes(SECTOR_SIZE)), true)?;
+        let partitions = match nodes(&whole.name, table, NODES_PATIENCE)? {
+            Some(nodes) => nodes.into_iter().map(PartitionDevice::of_kernel).collect(),
+            None => on_loops(&self.file, table)?,
+        };
+        Ok((whole, partitions))
+    }
+
+    /// Gives the whole image its name. Every device on it must be finished.
+    pub fn finish(self) -> Result<()> {
+        self.file.sync_all().with_context(|| format!("syncing {}", self.growing.display()))?;
+        if self.growing != self.path {
+            fs::rename(&self.growing, &self.path)
+                .with_context(|| format!("publishing {}", self.path.display()))?;
+        }
+        let dir = self.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        files::sync_dir(dir)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::device::Disk;
+    use crate::disk::layout::{self, Architecture};
+    use crate::disk::table::Ids;
+    use crate::disk::{format, mount};
+    use nix::mount::MsFlags;
+    use nix::sched::{CloneFlags, unshare};
+
+    const LAYOUT: &str = r#"{"disks": {"main": {"partitions": [
+        {"name": "ESP", "type": "esp", "size": "40M", "content": {"type": "filesystem", "format": "vfat", "label": "ESP"}},
+        {"name": "swap", "type": "swap", "size": "8M", "content": {"type": "swap", "label": "swap"}},
+        {"name": "srv", "type": "srv", "size": "300M", "content": {"type": "filesystem", "format": "xfs", "mountpoint": "/home/xfs"}},
+        {"name": "boot", "type": "linux", "size": "16M", "content": {"type": "filesystem", "format": "ext4", "mountpoint": "/tmp"}},
+        {"name": "root", "type": "root", "size": "100%", "content": {"type": "btrfs", "label": "pool", "subvolumes": [
+            {"path": "@/nested/home", "mountpoint": "/home"}, {"path": "@", "mountpoint": "/", "options": ["compress=zstd", "x-other"]}]}}]}}}"#;
+
+    /// Runs `test` in a mount namespace of its own, whose mounts end with it.
+    fn in_namespace(test: impl FnOnce() + Send + 'static) {
+        let body = || {
+            unshare(CloneFlags::CLONE_NEWNS).expect("tests that mount need root");
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+            test();
+        };
+        std::thread::spawn(body).join().unwrap();
+    }
+
+    fn tools() -> format::Tools {
+        let names = ["mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "mkfs.vfat", "mkswap"];
+        let find = |name: &str| crate::sys::command::find(name, ["/usr/sbin", "/sbin"].map(PathBuf::from));
+        names
+            .iter()
+            .map(|&name| (name.to_owned(), find(name).expect("make test installs the tools")))
+            .collect()
+    }
+
+    /// Makes and mounts everything, writes a file into each mount, and returns the loop devices used.
+    fn fill(disk: &layout::DiskLayout, table: &Table, devices: &[PartitionDevice], dir: &Path) {
+        let scratch = dir.join("scratch");
+        let root = dir.join("root");
+        fs::create_dir_all(&scratch).unwrap();
+        fs::create_dir_all(&root).unwrap();
+        for (index, partition) in disk.partitions.iter().enumerate() {
+            let content = partition.content.as_ref().unwrap();
+            format::make(&tools(), content, &devices[index].path, table.slots[index].size, 512).unwrap();
+            mount::make_subvolumes(content, &devices[index].path, &scratch).unwrap();
+        }
+        let paths: Vec<PathBuf> = devices.iter().map(|device| device.path.clone()).collect();
+        let mounts = mount::layout(disk, &paths, &root).unwrap();
+        for point in ["", "home", "home/xfs", "tmp"] {
+            fs::write(root.join(point).join("file"), point).unwrap();
+        }
+        use std::os::unix::fs::PermissionsExt;
+        assert_eq!(fs::metadata(root.join("tmp")).unwrap().permissions().mode() & 0o7777, 0o1777);
+        let mountinfo = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        assert!(mountinfo.contains("compress=zstd"), "{mountinfo}");
+        mounts.finish().unwrap();
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
+    }
+
+    fn attached(path: &Path) -> bool {
+        let file = |name: &Path| fs::read_to_string(name.join("loop/backing_file")).unwrap_or_default();
+        let path = path.to_str().unwrap();
+        fs::read_dir("/sys/class/block").unwrap().flatten().any(|entry| file(&entry.path()).contains(path))
+    }
+
+    #[test]
+    fn an_image_is_made_filled_and_published_and_nothing_stays_attached() {
+        in_namespace(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("disk.img");
+            let layout = layout::parse(LAYOUT).unwrap();
+            let disk = layout.disk().unwrap().1;
+            let mut image = Image::create(&path, Bytes::gib(1)).unwrap();
+            let error = Image::create(&path, Bytes::gib(1)).unwrap_err().to_string();
+            assert!(error.contains("is being written by another installation"), "{error}");
+            let table =
+                table::plan(disk, Architecture::X86_64, image.size, SECTOR_SIZE, &Ids::random(5)).unwrap();
+            let (whole, devices) = image.partition(&table).unwrap();
+            fill(disk, &table, &devices, dir.path());
+            assert!(!path.exists());
+            devices.into_iter().for_each(|device| device.finish().unwrap());
+            whole.finish().unwrap();
+            image.finish().unwrap();
+            assert!(path.exists());
+            let mut file = File::open(&path).unwrap();
+            let found = contents::look(&mut file, Bytes::gib(1), 512).unwrap();
+            let kinds: Vec<String> = found.partitions.into_iter().map(|p| p.content.unwrap().kind).collect();
+            assert_eq!(kinds, ["vfat", "swap", "xfs", "ext4", "btrfs"]);
+            assert!(!attached(dir.path()));
+            // Sparse: only what was written takes room.
+            use std::os::unix::fs::MetadataExt;
+            assert!(file.metadata().unwrap().blocks() * 512 < 300 << 20);
+        });
+    }
+
+    #[test]
+    fn a_loop_device_is_a_disk_too_and_one_in_use_is_refused() {
+        in_namespace(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("disk.img");
+            let file = File::create_new(&path).unwrap();
+            file.set_len(1 << 30).unwrap();
+            let backing = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+            let target = Loop::attach(&backing, Bytes(0), Bytes::gib(1), false).unwrap();
+            let layout = layout::parse(LAYOUT).unwrap();
+            let disk_layout = layout.disk().unwrap().1;
+            let disk = Disk::open(target.path()).unwrap();
+            let table =
+                table::plan(disk_layout, Architecture::X86_64, disk.size, disk.sector_size, &Ids::random(5))
+                    .unwrap();
+            let (_shared, devices) = disk.partition(&table).unwrap();
+            fill(disk_layout, &table, &devices, dir.path());
+            drop(devices);
+            let error = Disk::open(Path::new("/dev/null")).unwrap_err();
+            assert!(error.to_string().contains("no block device"), "{error}");
+        });
+    }
+
+    #[test]
+    fn an_early_return_leaves_nothing_attached_and_no_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.img");
+        let layout = layout::parse(LAYOUT).unwrap();
+        let disk = layout.disk().unwrap().1;
+        for _ in 0..2 {
+            let mut image = Image::create(&path, Bytes::gib(1)).unwrap();
+            let table =
+                table::plan(disk, Architecture::X86_64, image.size, SECTOR_SIZE, &Ids::random(5)).unwrap();
+            drop(image.partition(&table).unwrap());
+            assert!(!path.exists());
+        }
+        assert!(!attached(dir.path()));
+    }
+
+    #[test]
+    fn a_clone_takes_the_uuid_of_a_mounted_original() {
+        in_namespace(|| {
+            let uuid = uuid::Uuid::new_v4().to_string();
+            for format in ["btrfs", "xfs", "ext4"] {
+                let dir = tempfile::tempdir().unwrap();
+                let text = format!(r#"{{"type": "filesystem", "format": "{format}", "uuid": "{uuid}"}}"#);
+                let content: layout::Content = serde_json::from_str(&text).unwrap();
+                let made: Vec<(Loop, mount::Mount)> = ["original", "clone"]
+                    .iter()
+                    .map(|name| {
+                        let file = File::create_new(dir.path().join(name)).unwrap();
+                        file.set_len(320 << 20).unwrap();
+                        let file =
+                            OpenOptions::new().read(true).write(true).open(dir.path().join(name)).unwrap();
+                        let device = Loop::attach(&file, Bytes(0), Bytes::mib(320), false).unwrap();
+                        format::make(&tools(), &content, device.path(), Bytes::mib(320), 512).unwrap();
+                        let point = dir.path().join(format!("at-{name}"));
+                        fs::create_dir(&point).unwrap();
+                        let mount = mount::Mount::new(device.path(), &point, format, &[]).unwrap();
+                        fs::write(point.join("name"), name).unwrap();
+                        (device, mount)
+                    })
+                    .collect();
+                for (device, mount) in made {
+                    mount.finish().unwrap();
+                    device.finish().unwrap();
+                }
+                assert!(!attached(dir.path()));
+            }
+        });
+    }
+}

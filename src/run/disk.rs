@@ -1,0 +1,185 @@
+//! Performs the steps that only a disk has.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::{Made as AllMade, Source};
+use crate::boot::loader::{self, Install, Loader, TargetDisk, TargetPartition, link_name};
+use crate::disk::contents;
+use crate::disk::device::{Disk, PartitionDevice, kernel_name};
+use crate::disk::format;
+use crate::disk::image::{Image, Loop};
+use crate::disk::layout::Content;
+use crate::disk::mount::{self, Mounts};
+use crate::disk::table::{Slot, Table};
+use crate::plan::DiskStep;
+use crate::progress::Progress;
+use crate::size::Bytes;
+use crate::sys::namespace::Output;
+use crate::system::{enter, identity};
+
+/// What the steps so far have made of the disk. The fields are dropped in this order: mounts first.
+#[derive(Default)]
+pub struct Made {
+    mounts: Option<Mounts>,
+    partitions: Vec<PartitionDevice>,
+    whole: Option<Whole>,
+    image: Option<Image>,
+    table: Option<Table>,
+}
+
+/// The device of the whole disk.
+enum Whole {
+    Disk(File, PathBuf),
+    Image(Loop),
+}
+
+impl Whole {
+    fn path(&self) -> &Path {
+        match self {
+            Whole::Disk(_, path) => path,
+            Whole::Image(device) => device.path(),
+        }
+    }
+}
+
+// The mounts on it are in a namespace of their own, so that two installations do not meet.
+const WORK: &str = "/run/nixos-install-via";
+
+pub fn take(step: &DiskStep, source: &Source, made: &mut AllMade, progress: &dyn Progress) -> Result<()> {
+    let disk = &mut made.disk;
+    match step {
+        DiskStep::CreateImage { path, size } => disk.image = Some(Image::create(path, *size)?),
+        DiskStep::Partition { disk: path, image, table } => partition(disk, path, *image, table)?,
+        DiskStep::Format { partition, content, tools, .. } => {
+            let (device, table) = (disk.device(*partition), disk.table());
+            let slot = &table.slots[*partition as usize - 1];
+            format::make(tools, content, device, slot.size, table.sector_size)?;
+            if let Content::Btrfs(_) = content {
+                mount::make_subvolumes(content, device, &work_dir("scratch")?)?;
+            }
+        }
+        DiskStep::Mount { layout } => {
+            let devices: Vec<PathBuf> = disk.partitions.iter().map(|device| device.path.clone()).collect();
+            let mounts = mount::layout(layout, &devices, &work_dir("root")?)?;
+            made.root = Some(mounts.root().to_owned());
+            disk.mounts = Some(mounts);
+        }
+        DiskStep::InstallLoader { loader, esp, efi_variables } => {
+            install_loader(made, source, loader, esp.as_deref(), *efi_variables, progress)?;
+        }
+        DiskStep::Release { .. } => release(made)?,
+    }
+    Ok(())
+}
+
+impl Made {
+    fn device(&self, number: u32) -> &Path {
+        &self.partitions[number as usize - 1].path
+    }
+
+    fn partitions_for_loader(&self) -> Result<Vec<TargetPartition>> {
+        let partition = |(slot, device): (&Slot, &PartitionDevice)| {
+            let rdev = number(&device.path)?;
+            let links = links(slot, &device.path)?;
+            Ok(TargetPartition { number: slot.number, name: kernel_name(rdev)?, rdev, links })
+        };
+        self.table().slots.iter().zip(&self.partitions).map(partition).collect()
+    }
+
+    fn table(&self) -> &Table {
+        self.table.as_ref().expect("a plan partitions the disk before it formats anything")
+    }
+}
+
+fn partition(made: &mut Made, path: &Path, image: bool, table: &Table) -> Result<()> {
+    let (whole, partitions) = if image {
+        if made.image.is_none() {
+            made.image = Some(Image::open(path)?);
+        }
+        let (whole, partitions) = made.image.as_mut().expect("opened above").partition(table)?;
+        (Whole::Image(whole), partitions)
+    } else {
+        let disk = Disk::open(path)?;
+        let node = disk.path().to_owned();
+        let (file, partitions) = disk.partition(table)?;
+        (Whole::Disk(file, node), partitions)
+    };
+    (made.whole, made.partitions, made.table) = (Some(whole), partitions, Some(table.clone()));
+    Ok(())
+}
+
+fn install_loader(
+    made: &AllMade,
+    source: &Source,
+    loader: &Loader,
+    esp: Option<&Path>,
+    efi_variables: bool,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let root = made.root();
+    let system = &source.closure.system;
+    let before = identity::note(root)?;
+    let whole = made.disk.whole.as_ref().expect("a plan partitions the disk first").path();
+    let target = TargetDisk {
+        name: kernel_name(number(whole)?)?,
+        rdev: number(whole)?,
+        partitions: made.disk.partitions_for_loader()?,
+    };
+    let install = Install {
+        root,
+        system,
+        loader,
+        esp,
+        devices: loader::device_nodes(&[target], &loader.baked_devices),
+        disks: &[whole.to_owned()],
+        efi_variables,
+        activation: enter::activation(root, system, Output::ShowFailure),
+    };
+    loader::install(&install, progress)?;
+    identity::scrub(root, &before)?;
+    Ok(())
+}
+
+/// Returns the number of a block device.
+fn number(device: &Path) -> Result<u64> {
+    let meta = fs::metadata(device).with_context(|| format!("looking at {}", device.display()))?;
+    Ok(meta.rdev())
+}
+
+/// Returns what udev would call a partition, by what is really on it.
+fn links(slot: &Slot, device: &Path) -> Result<Vec<String>> {
+    let file = File::open(device).with_context(|| format!("opening {}", device.display()))?;
+    let found = contents::on_device(&file, Bytes(0), slot.size)?;
+    let mut links = vec![link_name("partuuid", &slot.uuid.to_string()), link_name("partlabel", &slot.name)];
+    if let Some(found) = found {
+        links.extend(found.label.map(|label| link_name("label", &label)));
+        links.extend(found.uuid.map(|uuid| link_name("uuid", &uuid)));
+    }
+    Ok(links)
+}
+
+/// Lets go from the inside out; each failure is one of the installation, for bytes may be missing.
+fn release(made: &mut AllMade) -> Result<()> {
+    made.root = None;
+    let disk = &mut made.disk;
+    disk.mounts.take().map_or(Ok(()), Mounts::finish)?;
+    disk.partitions.drain(..).try_for_each(PartitionDevice::finish)?;
+    match disk.whole.take() {
+        Some(Whole::Disk(file, path)) => {
+            file.sync_all().with_context(|| format!("writing out {}", path.display()))?;
+        }
+        Some(Whole::Image(device)) => device.finish()?,
+        None => {}
+    }
+    disk.image.take().map_or(Ok(()), Image::finish)
+}
+
+fn work_dir(name: &str) -> Result<PathBuf> {
+    let dir = Path::new(WORK).join(name);
+    fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+    Ok(dir)
+}

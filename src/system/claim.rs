@@ -1,0 +1,163 @@
+//! Whose directory is this? A small file in it says that it is ours and how far we came.
+//!
+//! `DIR/nix/.install-via.json` is the first thing written into a directory and says `installing` until
+//! the last step says `complete`. While an installation runs, the file is locked.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use crate::store::path::StorePath;
+use crate::sys::file;
+
+/// What a directory is before an installation into it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "state", rename_all = "camelCase")]
+pub enum Directory {
+    Absent,
+    Empty,
+    /// An earlier run was stopped before its end.
+    Interrupted {
+        system: StorePath,
+    },
+    /// An earlier run came to its end.
+    Complete {
+        system: StorePath,
+    },
+    /// It holds something that is not ours, such as this entry.
+    Foreign {
+        entry: String,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Note {
+    version: u32,
+    state: State,
+    system: StorePath,
+}
+
+#[derive(Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum State {
+    Installing,
+    Complete,
+}
+
+const VERSION: u32 = 1;
+
+// mkfs.ext4 makes it in every file system, so a directory that holds nothing else is empty.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// Returns what `dir` is.
+pub fn look(dir: &Path) -> Result<Directory> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Directory::Absent),
+        Err(error) => return Err(error).with_context(|| format!("listing {}", dir.display())),
+    };
+    let mut foreign = None;
+    for entry in entries {
+        let name = entry.with_context(|| format!("listing {}", dir.display()))?.file_name();
+        if name != LOST_AND_FOUND {
+            foreign = Some(name.to_string_lossy().into_owned());
+        }
+    }
+    let Some(entry) = foreign else { return Ok(Directory::Empty) };
+    match fs::read(note_path(dir)) {
+        Ok(text) => {
+            let note: Note = serde_json::from_slice(&text).with_context(|| {
+                format!("reading {}, which tells whose directory this is", note_path(dir).display())
+            })?;
+            Ok(match note.state {
+                State::Installing => Directory::Interrupted { system: note.system },
+                State::Complete => Directory::Complete { system: note.system },
+            })
+        }
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Ok(Directory::Foreign { entry })
+        }
+        Err(error) => Err(error).with_context(|| format!("reading {}", note_path(dir).display())),
+    }
+}
+
+/// A directory that is ours for as long as this value lives.
+pub struct Claim {
+    dir: PathBuf,
+    system: StorePath,
+    _lock: Flock<File>,
+}
+
+impl Claim {
+    /// Marks `dir` as being installed, and locks it against a second installation.
+    pub fn start(dir: &Path, system: &StorePath) -> Result<Claim> {
+        let nix = dir.join("nix");
+        fs::create_dir_all(&nix).with_context(|| format!("creating {}", nix.display()))?;
+        let handle = File::open(&nix).with_context(|| format!("opening {}", nix.display()))?;
+        let Ok(lock) = Flock::lock(handle, FlockArg::LockExclusiveNonblock) else {
+            bail!("another installation into {} is running; wait for its end", dir.display());
+        };
+        let claim = Claim { dir: dir.to_owned(), system: system.clone(), _lock: lock };
+        claim.note(State::Installing)?;
+        Ok(claim)
+    }
+
+    /// Marks the directory as complete.
+    pub fn finish(self) -> Result<()> {
+        self.note(State::Complete)
+    }
+
+    fn note(&self, state: State) -> Result<()> {
+        let note = Note { version: VERSION, state, system: self.system.clone() };
+        let text = serde_json::to_vec(&note).context("writing a note")?;
+        file::publish(&note_path(&self.dir), &text)
+    }
+}
+
+fn note_path(dir: &Path) -> PathBuf {
+    dir.join("nix/.install-via.json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn system() -> StorePath {
+        StorePath::from_base_name("0c5mzqyfjhyxv5bmpanmc7dzl5cfbhzj-nixos-system-x").unwrap()
+    }
+
+    #[test]
+    fn a_directory_is_ours_from_the_first_write_and_complete_after_the_last() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("clone");
+        assert_eq!(look(&dir).unwrap(), Directory::Absent);
+        fs::create_dir_all(dir.join(LOST_AND_FOUND)).unwrap();
+        assert_eq!(look(&dir).unwrap(), Directory::Empty);
+        let claim = Claim::start(&dir, &system()).unwrap();
+        assert_eq!(look(&dir).unwrap(), Directory::Interrupted { system: system() });
+        claim.finish().unwrap();
+        assert_eq!(look(&dir).unwrap(), Directory::Complete { system: system() });
+    }
+
+    #[test]
+    fn what_others_left_is_foreign() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::write(temp.path().join("thesis.tex"), "").unwrap();
+        assert_eq!(look(temp.path()).unwrap(), Directory::Foreign { entry: "thesis.tex".into() });
+    }
+
+    #[test]
+    fn two_installations_into_one_directory_do_not_meet() {
+        let temp = tempfile::tempdir().unwrap();
+        let claim = Claim::start(temp.path(), &system()).unwrap();
+        let error = Claim::start(temp.path(), &system()).err().unwrap().to_string();
+        assert!(error.starts_with("another installation"), "{error}");
+        drop(claim);
+        Claim::start(temp.path(), &system()).unwrap();
+    }
+}

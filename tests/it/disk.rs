@@ -1,0 +1,176 @@
+//! `install-to-disk` says no: to disks in use, to what is no disk, to layouts that make no sense.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::env::{BINARY, Loop, Ran, System, TestEnv, digest, small_system, tool};
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("test paths are plain")
+}
+
+/// Runs `install-to-disk --yes` on a disk of ours, which has to stay as it is.
+#[track_caller]
+fn refuse(env: &TestEnv, image: &Path, device: &str) -> Ran {
+    let system = small_system(env.path("source"));
+    let before = digest(image);
+    let ran = env.run(system.words("install-to-disk", &[device])).refused().says_a_sentence();
+    assert_eq!(digest(image), before, "the disk changed");
+    ran
+}
+
+#[test]
+fn a_mounted_disk_is_refused_with_its_mount_point() {
+    let env = TestEnv::new();
+    let image = env.image("disk.img", 64);
+    tool("mke2fs", &["-q", "-F", text(&image)]);
+    let (disk, mountpoint) = (Loop::new(&image, &[]), env.path("mnt"));
+    fs::create_dir(&mountpoint).unwrap();
+    tool("mount", &["-o", "ro", disk.name(), text(&mountpoint)]);
+    let mounted = Mounted(&mountpoint);
+    refuse(&env, &image, disk.name()).stderr_has(text(&mountpoint));
+    drop(mounted);
+}
+
+/// A mount that goes with the value.
+struct Mounted<'a>(&'a Path);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        Command::new("umount").arg(self.0).status().ok();
+    }
+}
+
+#[test]
+fn a_disk_that_is_swapped_to_is_refused() {
+    let env = TestEnv::new();
+    let image = env.image("disk.img", 64);
+    // Swap refuses files with holes; a loop device hides them, but not from later writes.
+    fs::write(&image, vec![0; 64 << 20]).unwrap();
+    tool("mkswap", &[text(&image)]);
+    let disk = Loop::new(&image, &[]);
+    tool("swapon", &[disk.name()]);
+    let swap = Swap(disk.name());
+    refuse(&env, &image, disk.name()).stderr_has("swap");
+    drop(swap);
+}
+
+/// Swap space that goes with the value.
+struct Swap<'a>(&'a str);
+
+impl Drop for Swap<'_> {
+    fn drop(&mut self) {
+        Command::new("swapoff").arg(self.0).status().ok();
+    }
+}
+
+#[test]
+fn a_disk_below_a_loop_device_is_refused() {
+    let env = TestEnv::new();
+    let image = env.image("disk.img", 64);
+    let below = Loop::new(&image, &[]);
+    let above = Loop::new(&below.device, &[]);
+    refuse(&env, &image, below.name()).stderr_has(above.device.file_name().unwrap().to_str().unwrap());
+}
+
+#[test]
+fn an_image_that_a_loop_device_holds_is_refused() {
+    let env = TestEnv::new();
+    let image = env.image("disk.img", 64);
+    let _disk = Loop::new(&image, &[]);
+    refuse(&env, &image, text(&image)).stderr_has("loop");
+}
+
+#[test]
+fn a_read_only_disk_is_refused() {
+    let env = TestEnv::new();
+    let image = env.image("disk.img", 3072);
+    let disk = Loop::new(&image, &["--read-only"]);
+    refuse(&env, &image, disk.name()).stderr_has("read-only");
+}
+
+#[test]
+fn a_disk_too_small_is_refused_with_both_sizes() {
+    let env = TestEnv::new();
+    let image = env.image("disk.img", 8);
+    let disk = Loop::new(&image, &[]);
+    refuse(&env, &image, disk.name()).stderr_has("8.0 MiB");
+}
+
+/// The disk that this machine runs from. Asked for its plan only, and without leave to act.
+#[test]
+fn the_disk_this_machine_runs_from_is_refused() {
+    let env = TestEnv::new();
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mut sources = mountinfo.lines().filter_map(|line| line.split(" - ").nth(1)?.split(' ').nth(1));
+    let Some(disk) = sources.find(|source| Path::new(source).exists() && source.starts_with("/dev/")) else {
+        panic!("this machine runs from no disk, so there is none to refuse");
+    };
+    let System { root, toplevel } = small_system(env.path("source"));
+    let words = ["install-to-disk", "--dry-run", "--from", text(&root), "--system", &toplevel, disk];
+    env.run(words).refused().says_a_sentence();
+}
+
+#[test]
+fn what_is_no_disk_is_refused() {
+    let env = TestEnv::new();
+    let system = small_system(env.path("source"));
+    fs::create_dir(env.path("directory")).unwrap();
+    for target in ["directory", "/dev/null", "absent.img", "/dev/absent"] {
+        let ran = env.run(system.words("install-to-disk", &[target])).says_a_sentence().stderr_has(target);
+        assert!(matches!(ran.code(), Some(2 | 3)), "{ran}");
+    }
+    assert!(!env.path("absent.img").exists());
+}
+
+#[test]
+fn without_a_terminal_it_wants_yes() {
+    let env = TestEnv::new();
+    let image = env.image("disk.img", 3072);
+    let disk = Loop::new(&image, &[]);
+    let System { root, toplevel } = small_system(env.path("source"));
+    let layout = env.path("layout.json");
+    fs::write(&layout, ROOT_ONLY).unwrap();
+    let words = [
+        "install-to-disk",
+        "--from",
+        text(&root),
+        "--system",
+        &toplevel,
+        "--layout",
+        text(&layout),
+        disk.name(),
+    ];
+    let before = digest(&image);
+    env.run(words).refused().says_a_sentence().stderr_has("--yes");
+    assert_eq!(digest(&image), before);
+}
+
+#[test]
+fn unknown_options_and_missing_words_are_misuse() {
+    let env = TestEnv::new();
+    for words in [
+        &["install-to-disk"][..],
+        &["install-to-dir"],
+        &["install-to-disk", "--force", "/dev/absent"],
+        &["install-to-disk", "--image-size", "huge", "x.img"],
+        &["install-to-dir", "--plan", "poem", "x"],
+        &["install-to-dir", "one", "two"],
+        &["fly"],
+        &[],
+    ] {
+        env.run(words).misused();
+    }
+}
+
+#[test]
+fn the_name_it_is_called_by_is_a_command() {
+    let env = TestEnv::new();
+    let name = env.path("install-to-disk");
+    std::os::unix::fs::symlink(BINARY, &name).unwrap();
+    let output = Command::new(&name).arg("--help").output().unwrap();
+    Ran::new("install-to-disk --help".into(), output).ok().stdout_has("DISK|IMAGE");
+}
+
+const ROOT_ONLY: &str = r#"{ "disk": { "partitions": [] } }"#;

@@ -1,0 +1,311 @@
+//! A made-up world for one test: a directory, the built binary, systems to copy, disks to refuse.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use sha2::Digest;
+use tempfile::TempDir;
+
+use crate::real_nix;
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_nixos-install-via");
+
+/// A directory that goes with the test, and the binary run from it.
+pub struct TestEnv {
+    dir: TempDir,
+}
+
+impl TestEnv {
+    pub fn new() -> TestEnv {
+        // Beside the build, because /tmp may be memory and disks are large.
+        let dir = tempfile::Builder::new().prefix("it-").tempdir_in(env!("CARGO_TARGET_TMPDIR"));
+        TestEnv { dir: dir.expect("the build directory can be written") }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The binary, about to run without a terminal.
+    pub fn command<S: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(BINARY);
+        command.args(words).current_dir(self.dir.path()).env("LC_ALL", "C").stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the binary to its end.
+    pub fn run<S: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Ran {
+        let mut command = self.command(words);
+        let output = command.output().expect("the binary was built");
+        Ran::new(format!("{command:?}"), output)
+    }
+
+    /// Starts the binary; what it says is thrown away.
+    pub fn start<S: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Child {
+        let mut command = self.command(words);
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary was built")
+    }
+
+    /// Makes an empty disk image.
+    pub fn image(&self, name: &str, mib: u64) -> PathBuf {
+        let path = self.path(name);
+        let file = fs::File::create(&path).expect("images can be made");
+        file.set_len(mib << 20).expect("images can be sparse");
+        path
+    }
+}
+
+/// A run of the binary that is over.
+pub struct Ran {
+    line: String,
+    code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    pub fn new(line: String, output: Output) -> Ran {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ran { line, code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+    }
+
+    #[track_caller]
+    pub fn ok(self) -> Ran {
+        self.ended_with(0)
+    }
+
+    #[track_caller]
+    pub fn failed(self) -> Ran {
+        self.ended_with(1)
+    }
+
+    #[track_caller]
+    pub fn misused(self) -> Ran {
+        self.ended_with(2)
+    }
+
+    #[track_caller]
+    pub fn refused(self) -> Ran {
+        self.ended_with(3)
+    }
+
+    #[track_caller]
+    pub fn ended_with(self, code: i32) -> Ran {
+        assert_eq!(self.code, Some(code), "{self}");
+        self
+    }
+
+    pub fn code(&self) -> Option<i32> {
+        self.code
+    }
+
+    #[track_caller]
+    pub fn stderr_has(self, text: &str) -> Ran {
+        assert!(self.stderr.contains(text), "no {text:?} in what came of {self}");
+        self
+    }
+
+    #[track_caller]
+    pub fn stdout_has(self, text: &str) -> Ran {
+        assert!(self.stdout.contains(text), "no {text:?} in what came of {self}");
+        self
+    }
+
+    /// The error is there and is one line.
+    #[track_caller]
+    pub fn says_a_sentence(self) -> Ran {
+        let errors = self.stderr.lines().filter(|line| line.starts_with("error: ")).count();
+        assert_eq!(errors, 1, "{self}");
+        self
+    }
+}
+
+impl std::fmt::Display for Ran {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(
+            f,
+            "{}\nended with {:?}\nstdout: {}\nstderr: {}",
+            self.line, self.code, self.stdout, self.stderr
+        )
+    }
+}
+
+/// A root to copy from: where it is and which system it holds.
+#[derive(Clone)]
+pub struct System {
+    pub root: PathBuf,
+    pub toplevel: String,
+}
+
+impl System {
+    /// The options that name it.
+    pub fn options(&self) -> Vec<String> {
+        let root = self.root.display().to_string();
+        ["--yes", "--from", &root, "--system", &self.toplevel].map(String::from).to_vec()
+    }
+
+    /// A whole command line.
+    pub fn words(&self, command: &str, more: &[&str]) -> Vec<String> {
+        let more = more.iter().map(|word| word.to_string());
+        [command.to_string()].into_iter().chain(self.options()).chain(more).collect()
+    }
+}
+
+pub fn in_root(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+/// The NixOS-shaped system that `make test` builds: `uefi` or `bios`.
+pub fn fixture(variant: &str) -> System {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("build/fixture").join(variant);
+    let toplevel = fs::read_to_string(dir.join("toplevel"))
+        .unwrap_or_else(|_| panic!("run `make build/fixture/{variant}/toplevel` first"));
+    // Nix wants no symlink on the way to a store.
+    let root = dir.join("root").canonicalize().expect("it was built");
+    System { root, toplevel: toplevel.trim().to_owned() }
+}
+
+/// A few store objects with the shape of a system, quick to copy and strange to look at.
+pub fn small_system(root: PathBuf) -> System {
+    let store = SmallStore::new(&root);
+    let busybox = store.add("busybox-1.35", &[], |out| {
+        fs::create_dir_all(out.join("bin")).unwrap();
+        fs::copy("/bin/busybox", out.join("bin/busybox")).expect("busybox-static is installed");
+        symlink("busybox", out.join("bin/sh")).unwrap();
+    });
+    let file = store.add("a-file", &[], |out| fs::write(out, "a store path that is a file\n").unwrap());
+    let link = store.add("a-link", &[&file], |out| symlink(&file, out).unwrap());
+    let odd = store.add("odd-names", &[], |out| {
+        fs::create_dir_all(out.join("empty")).unwrap();
+        for name in ["-dash", "new\nline", "quote\"'", "ünïcode", "two  words", "Case", "case"] {
+            fs::write(out.join(name), name).unwrap();
+        }
+        fs::write(out.join("n".repeat(255)), "").unwrap();
+        fs::write(out.join("zeros"), vec![0; 3 << 20]).unwrap();
+        fs::hard_link(out.join("zeros"), out.join("zeros-again")).unwrap();
+        symlink("/nowhere/at/all", out.join("dangling")).unwrap();
+        symlink("self", out.join("self")).unwrap();
+    });
+    let etc = store.add("etc", &[], |out| {
+        fs::create_dir_all(out.join("etc")).unwrap();
+        fs::write(out.join("etc/os-release"), "ID=nixos\nNAME=NixOS\n").unwrap();
+        fs::write(out.join("etc/fstab"), "/dev/disk/by-label/nixos / ext4 x-initrd.mount 0 1\n").unwrap();
+    });
+    let references = [&busybox, &link, &odd, &etc].map(String::as_str);
+    let toplevel = store.add_self_referring("nixos-system-small-26.05", &references, |out, this| {
+        let script = |text: &str| format!("#!{busybox}/bin/sh\n# {this}\n{text}\n");
+        fs::create_dir_all(out.join("bin")).unwrap();
+        for (name, text) in
+            [("init", "exec sh"), ("activate", ":"), ("bin/switch-to-configuration", "exit 1")]
+        {
+            fs::write(out.join(name), script(text)).unwrap();
+            fs::set_permissions(out.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        for (name, text) in [
+            ("system", "x86_64-linux"),
+            ("nixos-version", "26.05"),
+            ("kernel-params", "quiet"),
+            ("kernel", "k"),
+        ] {
+            fs::write(out.join(name), text).unwrap();
+        }
+        fs::create_dir(out.join("specialisation")).unwrap();
+        symlink(format!("{etc}/etc"), out.join("etc")).unwrap();
+        symlink(&busybox, out.join("sw")).unwrap();
+        symlink(&odd, out.join("odd")).unwrap();
+        symlink(&link, out.join("link")).unwrap();
+    });
+    System { root, toplevel }
+}
+
+/// Puts objects into a root's store; the real Nix hashes and registers them.
+struct SmallStore<'a> {
+    root: &'a Path,
+}
+
+impl SmallStore<'_> {
+    fn new(root: &Path) -> SmallStore<'_> {
+        fs::create_dir_all(root.join("nix/store")).expect("a root can be made");
+        SmallStore { root }
+    }
+
+    fn add(&self, name: &str, references: &[&str], build: impl FnOnce(&Path)) -> String {
+        let path = store_path(name);
+        self.put(&path, references.iter().map(|path| path.to_string()).collect(), build);
+        path
+    }
+
+    fn add_self_referring(&self, name: &str, references: &[&str], build: impl FnOnce(&Path, &str)) -> String {
+        let path = store_path(name);
+        let references = references.iter().copied().chain([path.as_str()]).map(String::from).collect();
+        self.put(&path, references, |out| build(out, &path));
+        path
+    }
+
+    fn put(&self, path: &str, references: Vec<String>, build: impl FnOnce(&Path)) {
+        let out = in_root(self.root, path);
+        build(&out);
+        real_nix::canonicalise(&out);
+        real_nix::register(self.root, path, &out, &references);
+    }
+}
+
+/// A store path whose hash part is made of its name, with letters that Nix uses.
+fn store_path(name: &str) -> String {
+    let letters: String = name.chars().filter(|c| "abcdfghijklmnpqrsvwxyz0123456789".contains(*c)).collect();
+    format!("/nix/store/{}-{name}", letters.repeat(32).split_at(32).0)
+}
+
+/// A loop device, gone with the value.
+pub struct Loop {
+    pub device: PathBuf,
+}
+
+impl Loop {
+    pub fn new(image: &Path, options: &[&str]) -> Loop {
+        let output = Command::new("losetup").args(["--find", "--show"]).args(options).arg(image).output();
+        let output = output.expect("losetup is installed");
+        assert!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
+        Loop { device: PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()) }
+    }
+
+    pub fn name(&self) -> &str {
+        self.device.to_str().expect("loop devices have plain names")
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        Command::new("losetup").arg("--detach").arg(&self.device).status().ok();
+    }
+}
+
+/// Runs a tool that has to succeed and returns what it printed.
+#[track_caller]
+pub fn tool(program: &str, words: &[&str]) -> String {
+    let output = Command::new(program).args(words).stdin(Stdio::null()).output();
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {words:?} ended with {}: {stderr}", output.status);
+    String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+}
+
+/// A digest of a whole file: of every block that is not all zeros, and of where it lies.
+pub fn digest(file: &Path) -> String {
+    let mut hash = sha2::Sha256::new();
+    let mut file = fs::File::open(file).expect("the file is there");
+    let mut block = vec![0; 64 << 10];
+    let mut offset = 0_u64;
+    while let count @ 1.. = file.read(&mut block).expect("the file can be read") {
+        if block[..count].iter().any(|&byte| byte != 0) {
+            hash.update(offset.to_le_bytes());
+            hash.update(&block[..count]);
+        }
+        offset += count as u64;
+    }
+    hash.update(offset.to_le_bytes());
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}

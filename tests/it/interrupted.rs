@@ -1,0 +1,82 @@
+//! Kills, and power cuts, at many moments of an installation: a half-made disk never boots, and
+//! running again makes it whole.
+
+use std::path::Path;
+use std::time::Instant;
+
+use crate::clone::assert_a_whole_system;
+use crate::env::{BINARY, TestEnv, digest, fixture};
+use crate::source::{Firmware, Source, is_bootable};
+use crate::vm::{BOOT, LONG, Machine, Start};
+
+const INSTALL: &str = "/run/current-system/bin/install-to-disk --yes --progress none /dev/vdb";
+
+#[test]
+fn whatever_stops_an_installation_the_disk_does_not_boot_and_the_next_run_is_clean() {
+    let env = TestEnv::new();
+    let system = fixture("uefi");
+    let source =
+        Source::make(Path::new(BINARY), &system.root, &system.toplevel, Firmware::Uefi, &env.path(""));
+    let target = env.image("target.img", 3072);
+    let running = || Machine::new(source.start()).disk(&source.image).disk(&target).start();
+
+    let mut vm = running();
+    vm.wait_shell(BOOT);
+    let own_id = vm.sh("cat /etc/machine-id");
+    let begin = Instant::now();
+    vm.long_sh(LONG, INSTALL);
+    let whole = begin.elapsed().as_secs_f64();
+    vm.sh("sync");
+    assert!(is_bootable(&target));
+
+    // Killed over the whole disk of an earlier run, which must stop booting before anything else.
+    for part in [0.05, 0.15, 0.4, 0.7, 0.9, 0.98] {
+        let before = vm.frozen(|| digest(&target));
+        let delay = whole * part;
+        let killed = vm.long_sh(
+            LONG,
+            &format!(
+                "{INSTALL} >/run/log 2>&1 & sleep {delay:.2}; kill -9 $! && echo killed; wait $!; \
+                 cd /; sleep 1; losetup --all; findmnt --list | grep vdb; pgrep -f /dev/vdb; sync; true"
+            ),
+        );
+        if killed.starts_with("killed") {
+            assert_eq!(killed.trim(), "killed", "at {part} of a run, this stayed");
+            let (bootable, now) = vm.frozen(|| (is_bootable(&target), digest(&target)));
+            assert!(!bootable || now == before, "killed at {part} of a run, the disk boots");
+        }
+    }
+
+    // What a power cut would leave, seen at many moments of one run.
+    vm.long_sh(LONG, "dd if=/dev/zero of=/dev/vdb bs=1M count=300 conv=fsync 2>/dev/null");
+    vm.sh(&format!("( {INSTALL} >/run/log 2>&1; echo $? >/run/status ) & sleep 0"));
+    let begin = Instant::now();
+    loop {
+        let (status, over) = vm.sh_within(LONG, "cat /run/status");
+        if status == 0 {
+            assert_eq!(over, "0", "{}", vm.sh("cat /run/log"));
+            break;
+        }
+        let bootable = vm.frozen(|| is_bootable(&target));
+        // The loader's own last step may just be done while its program still runs.
+        let nearly =
+            vm.sh_within(LONG, "cat /run/status").0 == 0 || begin.elapsed().as_secs_f64() > 0.8 * whole;
+        assert!(!bootable || nearly, "after {:?} of a run, the disk boots", begin.elapsed());
+        std::thread::sleep(std::time::Duration::from_secs_f64(whole / 25.0));
+    }
+
+    // The power goes in earnest; the next boot of the source makes the disk whole.
+    vm.sh(&format!("( {INSTALL} >/run/log 2>&1 ) & sleep {:.2}", whole * 0.6));
+    vm.kill();
+    assert!(!is_bootable(&target), "after the power cut, the disk boots");
+    let mut vm = running();
+    vm.wait_shell(BOOT);
+    vm.long_sh(LONG, INSTALL);
+    vm.power_off();
+
+    let mut clone = Machine::new(Start::Uefi).disk(&target).start();
+    clone.wait_serial("login:", BOOT);
+    clone.wait_shell(BOOT);
+    assert_a_whole_system(&mut clone, "uefi", &own_id);
+    clone.power_off();
+}

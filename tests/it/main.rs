@@ -1,0 +1,11 @@
+//! The built binary in made-up worlds: directories, disks and virtual machines.
+
+mod clone;
+mod dir;
+mod disk;
+mod env;
+mod interrupted;
+mod real_nix;
+mod source;
+#[allow(dead_code)] // the demo uses the rest
+mod vm;
