@@ -16,7 +16,7 @@ use crate::system::claim::Directory;
 
 mod disk;
 
-pub use disk::{DiskWishes, install_to_disk};
+pub use disk::{DiskStep, DiskWishes, install_to_disk};
 
 /// The steps of one command, in order, and what a person should know before they are taken.
 #[derive(Clone, Debug, Serialize)]
@@ -51,8 +51,6 @@ pub struct Summary {
 pub enum Step {
     /// Mark the directory as ours and unfinished.
     Claim { dir: PathBuf },
-    #[serde(untagged)]
-    Disk(disk::DiskStep),
     /// Create the directories that a first boot needs.
     Prepare,
     Copy { paths: usize, bytes: Bytes },
@@ -61,6 +59,8 @@ pub enum Step {
     Profile { system: StorePath },
     /// Mark the directory as complete.
     Finish { dir: PathBuf },
+    #[serde(untagged)]
+    Disk(DiskStep),
 }
 
 impl fmt::Display for Step {

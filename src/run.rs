@@ -10,6 +10,7 @@ use crate::plan::{Plan, Step};
 use crate::progress::{Event, Progress};
 use crate::store::closure::Closure;
 use crate::store::{copy, db};
+use crate::sys::file;
 use crate::system::claim::Claim;
 use crate::system::{extra_files, identity, profile};
 
@@ -59,11 +60,14 @@ fn take(step: &Step, source: &Source, made: &mut Made, progress: &dyn Progress) 
             copy::closure(&source.closure.paths, &source.root, made.root(), progress)?;
         }
         Step::Register { .. } => db::register(made.root(), &source.closure.paths, now())?,
-        Step::ExtraFiles { from } => extra_files::copy(from, made.root())?,
+        Step::ExtraFiles { from } => {
+            extra_files::copy(from, made.root())?;
+        }
         Step::Profile { system } => {
             profile::set(made.root(), system)?;
         }
         Step::Finish { .. } => {
+            file::sync_filesystem(made.root())?;
             let claim = made.claim.take().expect("a plan that finishes a directory claims it first");
             claim.finish()?;
         }

@@ -66,6 +66,23 @@ impl Kind {
     }
 }
 
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Kind::SystemdBoot => "systemd-boot",
+            Kind::GrubBios => "GRUB for BIOS",
+            Kind::GrubEfi => "GRUB for UEFI",
+            Kind::GrubBoth => "GRUB for BIOS and UEFI",
+            Kind::GrubMenu => "GRUB's menu",
+            Kind::Lanzaboote => "lanzaboote",
+            Kind::Limine => "limine",
+            Kind::Extlinux => "extlinux",
+            Kind::External => "the boot loader",
+            Kind::None | Kind::NoSwitch => "no boot loader",
+        })
+    }
+}
+
 /// A system that brings no boot loader.
 #[derive(Debug, PartialEq, thiserror::Error)]
 #[error("this system installs no boot loader; enable one in its configuration, or use install-to-dir")]
@@ -394,14 +411,13 @@ pub fn device_nodes(disks: &[TargetDisk], baked: &[PathBuf]) -> Vec<DeviceNode> 
             names.insert(0, name.clone());
         } else if let Some(plain) = names.iter().position(|name| !name.contains('/')) {
             names.swap(0, plain);
+        } else {
+            // Links need a node to lead to; its name matters to nobody.
+            names.insert(0, format!("{name}.target"));
         }
         names.extend(links.iter().cloned());
     }
-    nodes
-        .into_iter()
-        .filter(|(_, names)| !names.is_empty())
-        .map(|(rdev, names)| DeviceNode { names, rdev })
-        .collect()
+    nodes.into_iter().map(|(rdev, names)| DeviceNode { names, rdev }).collect()
 }
 
 /// Splits `vda1`, `nvme0n1p2` or `disk/by-id/x-part3` into disk and partition.
@@ -445,7 +461,7 @@ pub struct Install<'a> {
     pub disks: &'a [PathBuf],
     /// Let the installer change this machine's EFI variables.
     pub efi_variables: bool,
-    /// Programs to run first, see [`crate::system::enter::activation`]: the installer fails in a root
+    /// Programs to run first, activation among them: the installer fails in a root
     /// that was never activated.
     pub activation: Vec<Preparation>,
 }
@@ -690,4 +706,440 @@ fn names(dir: &Path) -> Result<Vec<std::ffi::OsString>> {
 /// Joins an absolute path of the target to where its root is.
 fn below(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::namespace::{Output, testing};
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::Mutex;
+
+    const H: &str = "0c5mzqyfjhyxv5bmpanmc7dzl5cfbhzj";
+
+    fn system() -> StorePath {
+        StorePath::from_base_name(&format!("{H}-nixos-system-box-25.05")).unwrap()
+    }
+
+    #[test]
+    fn the_installer_is_found_in_every_form_of_wrapper() {
+        let path = format!("/nix/store/{H}-install-systemd-boot.sh");
+        for wrapper in [
+            format!(
+                "#!/bin/sh\nexport OUT='/x'\nexport INSTALL_BOOTLOADER='{path}'\nexport SYSTEMD='/s'\nexec x \"$@\"\n"
+            ),
+            format!("export INSTALL_BOOTLOADER={path}\n"),
+            format!("\u{7f}ELF\0INSTALL_BOOTLOADER\0{path}\0SYSTEMD\0"),
+            format!("# makeCWrapper x \\\n#   --set 'INSTALL_BOOTLOADER' '{path}' \\\n"),
+            format!("if [ $NIXOS_INSTALL_BOOTLOADER = 1 ]; then :; fi\nINSTALL_BOOTLOADER=\"{path}\"\n"),
+            format!("#! perl\nmy $installBootLoader = \"{path}\";\nsystem(\"$installBootLoader $out\")\n"),
+        ] {
+            assert_eq!(installer(&wrapper).as_deref(), Some(path.as_str()), "{wrapper}");
+        }
+        let builder = format!("/nix/store/{H}-extlinux-conf-builder.sh -g 20 -t 5 -c");
+        assert_eq!(installer(&format!("export INSTALL_BOOTLOADER='{builder}'\n")), Some(builder));
+        assert_eq!(installer("export NIXOS_INSTALL_BOOTLOADER='1'\n"), None);
+        assert_eq!(installer(""), None);
+    }
+
+    #[test]
+    fn store_names_are_found_in_any_text() {
+        let text = format!(
+            "a=/nix/store/{H}-x/bin/y; '/nix/store/{H}-grub-config.xml' /nix/store/short /nix/store/{H}-x/bin/y \"/nix/store/{H}-dot.\" /nix/store"
+        );
+        let expected = [format!("{H}-x/bin/y"), format!("{H}-grub-config.xml"), format!("{H}-dot")];
+        assert_eq!(store_names(&text), expected.map(|name| format!("/nix/store/{name}")));
+    }
+
+    fn text(name: &str, text: &str) -> Text {
+        Text { path: format!("/nix/store/{H}-{name}"), text: text.to_owned() }
+    }
+
+    fn xml(devices: &[&str], efi: &str, touch: bool) -> String {
+        let devices: String = devices.iter().map(|name| format!("<string value=\"{name}\" />\n")).collect();
+        format!(
+            "<?xml version='1.0' encoding='utf-8'?>\n<expr>\n  <attrs>\n    <attr name=\"bootPath\">\n      <string value=\"/boot\" />\n    </attr>\n\
+             <attr name=\"canTouchEfiVariables\"><bool value=\"{touch}\" /></attr>\n<attr name=\"devices\">\n<list>\n{devices}</list>\n</attr>\n\
+             <attr name=\"efiSysMountPoint\"><string value=\"/boot/efi\" /></attr>\n<attr name=\"extraEntries\"><string value=\"a &lt;b&gt; &quot;\" /></attr>\n\
+             <attr name=\"grubEfi\"><string value=\"{efi}\" /></attr>\n  </attrs>\n</expr>\n"
+        )
+    }
+
+    #[test]
+    fn each_loader_is_recognised_by_its_installer() {
+        let boot = |kind| Loader { boot_mount_point: Some("/boot".into()), ..Loader::of(kind) };
+        let builder = "#! /nix/store/x/bin/python3 -B\nEFI_SYS_MOUNT_POINT = Path(\"/efi\")\nBOOT_MOUNT_POINT = Path(\"/boot\")\n\
+                       CAN_TOUCH_EFI_VARIABLES = \"1\"\n";
+        let older = "EFI_SYS_MOUNT_POINT = \"/boot\"\nBOOT_MOUNT_POINT: str = \"/boot\"\nCAN_TOUCH_EFI_VARIABLES = \"\"\n";
+        let oldest = "subprocess.check_call([\"/nix/store/s/bin/bootctl\", \"--esp-path=/boot\"] + flags + [\"install\"])";
+        let limine_json = r#"{"efiMountPoint":"/boot","efiSupport":true,"biosSupport":true,"biosDevice":"/dev/sda","canTouchEfiVariables":false}"#;
+        let lzbt = "#!/bin/sh\n/nix/store/l-lanzatool/bin/lzbt install \\\n --systemd /nix/store/s-systemd \\\n --configuration-limit 0 \\\n \
+                    /boot \\\n /nix/var/nix/profiles/system-*-link\n";
+        for (name, texts, expected) in [
+            (
+                "install-systemd-boot.sh",
+                vec![
+                    text("install-systemd-boot.sh", "x/bin/systemd-boot \"$@\""),
+                    text("systemd-boot/bin/systemd-boot", builder),
+                ],
+                Loader {
+                    esp_mount_point: Some("/efi".into()),
+                    can_touch_efi_variables: Some(true),
+                    ..boot(Kind::SystemdBoot)
+                },
+            ),
+            (
+                "install-systemd-boot.sh",
+                vec![text("systemd-boot", older)],
+                Loader {
+                    esp_mount_point: Some("/boot".into()),
+                    can_touch_efi_variables: None,
+                    ..Loader::of(Kind::SystemdBoot)
+                },
+            ),
+            (
+                "systemd-boot-builder.py",
+                vec![text("systemd-boot-builder.py", oldest)],
+                Loader { esp_mount_point: Some("/boot".into()), ..Loader::of(Kind::SystemdBoot) },
+            ),
+            (
+                "install-grub.sh",
+                vec![
+                    text("install-grub.sh", "perl install-grub.pl"),
+                    text("grub-config.xml", &xml(&["/dev/vda"], "", false)),
+                ],
+                Loader {
+                    baked_devices: vec!["/dev/vda".into()],
+                    can_touch_efi_variables: Some(false),
+                    ..boot(Kind::GrubBios)
+                },
+            ),
+            (
+                "install-grub.sh",
+                vec![text("grub-config.xml", &xml(&["nodev"], "/nix/store/grub", true))],
+                Loader {
+                    esp_mount_point: Some("/boot/efi".into()),
+                    can_touch_efi_variables: Some(true),
+                    ..boot(Kind::GrubEfi)
+                },
+            ),
+            (
+                "install-grub.sh",
+                vec![
+                    text("grub-config.xml", &xml(&["/dev/sda", "/dev/disk/by-id/ata-x"], "g", true)),
+                    text("grub-config.xml", &xml(&["/dev/sda", "/dev/sdb"], "g", true)),
+                ],
+                Loader {
+                    esp_mount_point: Some("/boot/efi".into()),
+                    baked_devices: ["/dev/sda", "/dev/disk/by-id/ata-x", "/dev/sdb"]
+                        .map(PathBuf::from)
+                        .to_vec(),
+                    can_touch_efi_variables: Some(true),
+                    ..boot(Kind::GrubBoth)
+                },
+            ),
+            (
+                "install-grub.sh",
+                vec![text("grub-config.xml", &xml(&["nodev"], "", false))],
+                Loader { can_touch_efi_variables: Some(false), ..boot(Kind::GrubMenu) },
+            ),
+            (
+                "install-lanzaboote",
+                vec![text("install-lanzaboote", lzbt), text("systemd-boot-loader-config", "timeout 5\n")],
+                Loader { esp_mount_point: Some("/boot".into()), ..Loader::of(Kind::Lanzaboote) },
+            ),
+            (
+                "limine-install.py",
+                vec![text("limine-install.py", "#!python"), text("limine-install.json", limine_json)],
+                Loader {
+                    esp_mount_point: Some("/boot".into()),
+                    baked_devices: vec!["/dev/sda".into()],
+                    can_touch_efi_variables: Some(false),
+                    ..Loader::of(Kind::Limine)
+                },
+            ),
+            (
+                "extlinux-conf-builder.sh -g 20",
+                vec![text("extlinux-conf-builder.sh", "#! bash")],
+                Loader::of(Kind::Extlinux),
+            ),
+            ("coreutils-9.5/bin/true", vec![], Loader::of(Kind::None)),
+            (
+                "no-bootloader",
+                vec![text(
+                    "no-bootloader",
+                    "echo 'Warning: do not know how to make this configuration bootable; please enable a boot loader.'",
+                )],
+                Loader::of(Kind::None),
+            ),
+            ("refind-install.py", vec![text("refind-install.py", "#!python\n")], Loader::of(Kind::External)),
+        ] {
+            assert_eq!(judge(&format!("/nix/store/{H}-{name}"), &texts), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn texts_are_followed_within_the_root_and_within_bounds() {
+        let root = tempfile::tempdir().unwrap();
+        let store = root.path().join("nix/store");
+        let write = |name: &str, text: &str| {
+            let path = store.join(format!("{H}-{name}"));
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        assert_eq!(recognise(root.path(), &system()).unwrap().kind, Kind::NoSwitch);
+        let toplevel = "nixos-system-box-25.05";
+        write(
+            &format!("{toplevel}/bin/real"),
+            &format!("export INSTALL_BOOTLOADER='/nix/store/{H}-install.sh'\n"),
+        );
+        let link = store.join(format!("{H}-{toplevel}/bin/switch-to-configuration"));
+        std::os::unix::fs::symlink(format!("/nix/store/{H}-{toplevel}/bin/real"), link).unwrap();
+        write(
+            "install.sh",
+            &format!(
+                "/nix/store/{H}-big /nix/store/{H}-none /nix/store/{H}-install.sh /nix/store/{H}-builder/bin/systemd-boot"
+            ),
+        );
+        write("big", &"x".repeat((TEXT_LIMIT + 1) as usize));
+        write("builder/bin/systemd-boot", "EFI_SYS_MOUNT_POINT = \"/boot\"\n");
+        let loader = recognise(root.path(), &system()).unwrap();
+        assert_eq!((loader.kind, loader.esp_mount_point), (Kind::SystemdBoot, Some("/boot".into())));
+        write(&format!("{toplevel}/bin/real"), "exec true\n");
+        let error = recognise(root.path(), &system()).unwrap_err().to_string();
+        assert!(error.starts_with("finding the boot-loader installer in /nix/store/"), "{error}");
+    }
+
+    fn disk(name: &str, rdev: u64) -> TargetDisk {
+        let partition = |number| TargetPartition {
+            number,
+            name: partition_name(name, number),
+            rdev: rdev + u64::from(number),
+            links: if number == 2 { vec![link_name("label", "my root")] } else { Vec::new() },
+        };
+        TargetDisk { name: name.to_owned(), rdev, partitions: [1, 2].map(partition).to_vec() }
+    }
+
+    #[test]
+    fn baked_names_mean_the_target_whatever_the_machine_calls_so() {
+        let baked = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
+        for (disks, names, expected) in [
+            (vec![disk("vdb", 10)], vec![], "10 vdb|11 vdb1|12 vdb2 disk/by-label/my\\x20root"),
+            (
+                vec![disk("vdb", 10)],
+                vec!["/dev/vda"],
+                "10 vdb vda|11 vdb1 vda1|12 vdb2 vda2 disk/by-label/my\\x20root",
+            ),
+            (vec![disk("vda", 10)], vec!["/dev/vda"], "10 vda|11 vda1|12 vda2 disk/by-label/my\\x20root"),
+            (
+                vec![disk("nvme1n1", 10)],
+                vec!["/dev/nvme0n1", "/dev/sda"],
+                "10 nvme1n1 nvme0n1 sda|11 nvme1n1p1 nvme0n1p1 sda1|12 nvme1n1p2 nvme0n1p2 sda2 disk/by-label/my\\x20root",
+            ),
+            (
+                vec![disk("sdb", 10)],
+                vec!["/dev/disk/by-id/ata-x", "nodev", "/dev/sda1"],
+                "10 sdb disk/by-id/ata-x sda|11 sdb1 disk/by-id/ata-x-part1 sda1|\
+                 12 sdb2 disk/by-id/ata-x-part2 sda2 disk/by-label/my\\x20root",
+            ),
+            // Two disks that have changed places.
+            (
+                vec![disk("sda", 10), disk("sdb", 20)],
+                vec!["/dev/sdb", "/dev/sda"],
+                "10 sdb|11 sdb1|12 sdb2 disk/by-label/my\\x20root|20 sda|21 sda1|22 sda2 disk/by-label/my\\x20root",
+            ),
+            (
+                vec![disk("sda", 10), disk("sdb", 20)],
+                vec!["/dev/sdb"],
+                "10 sda sdb|11 sda1 sdb1|12 sda2 sdb2 disk/by-label/my\\x20root|\
+                 20 sdb.target|21 sdb1.target|22 sdb2.target disk/by-label/my\\x20root",
+            ),
+        ] {
+            let nodes = device_nodes(&disks, &baked(&names));
+            let shown: Vec<String> =
+                nodes.iter().map(|node| format!("{} {}", node.rdev, node.names.join(" "))).collect();
+            let shown = shown.join("|");
+            assert_eq!(shown, expected, "{names:?}");
+        }
+    }
+
+    #[test]
+    fn partitions_are_told_from_disks() {
+        for (name, disk, number) in [
+            ("vda", "vda", None),
+            ("vda12", "vda", Some(12)),
+            ("nvme0n1", "nvme0n1", None),
+            ("nvme0n1p3", "nvme0n1", Some(3)),
+            ("mmcblk0p1", "mmcblk0", Some(1)),
+            ("loop7", "loop7", None),
+            ("loop7p2", "loop7", Some(2)),
+            ("md127", "md127", None),
+            ("disk/by-id/wwn-0x5000", "disk/by-id/wwn-0x5000", None),
+            ("disk/by-id/wwn-0x5000-part2", "disk/by-id/wwn-0x5000", Some(2)),
+        ] {
+            assert_eq!(split_partition(name), (disk.to_owned(), number), "{name}");
+        }
+    }
+
+    #[derive(Default)]
+    struct Heard(Mutex<Vec<String>>);
+
+    impl Progress for Heard {
+        fn event(&self, event: Event) {
+            if let Event::Output { line, .. } = event {
+                self.0.lock().unwrap().push(line);
+            }
+        }
+    }
+
+    /// A root whose switch-to-configuration is the given script, with systemd-boot's files written by `b`.
+    fn root(script: &str) -> tempfile::TempDir {
+        let root = testing::root();
+        let toplevel = system().in_root(root.path());
+        fs::create_dir_all(toplevel.join("bin")).unwrap();
+        fs::create_dir_all(root.path().join("boot")).unwrap();
+        fs::write(toplevel.join("system"), "x86_64-linux").unwrap();
+        let switch = toplevel.join("bin/switch-to-configuration");
+        fs::write(&switch, format!("#!/bin/busybox sh\nset -e\nPATH=/bin\nalias b=/bin/busybox\n{script}\n"))
+            .unwrap();
+        fs::set_permissions(&switch, fs::Permissions::from_mode(0o555)).unwrap();
+        root
+    }
+
+    fn run(root: &Path, kind: Kind, disks: &[PathBuf]) -> (Result<()>, Vec<String>) {
+        let heard = Heard::default();
+        let loader = Loader { boot_mount_point: None, ..Loader::of(kind) };
+        let activate = ["/bin/busybox", "sh", "-c", "echo activated; /bin/busybox touch /run/activated"];
+        let activation = Preparation {
+            words: activate.map(str::to_owned).to_vec(),
+            environment: Vec::new(),
+            output: Output::Show,
+        };
+        let result = install(
+            &Install {
+                root,
+                system: &system(),
+                loader: &loader,
+                esp: Some(Path::new("/boot")),
+                devices: Vec::new(),
+                disks,
+                efi_variables: false,
+                activation: vec![activation],
+            },
+            &heard,
+        );
+        (result, heard.0.into_inner().unwrap())
+    }
+
+    const SYSTEMD_BOOT: &str = "[ -e /run/activated ] && [ $1 $NIXOS_INSTALL_BOOTLOADER = boot1 ] 2>/dev/null || [ \"$1$NIXOS_INSTALL_BOOTLOADER\" = boot1 ]
+        echo installing
+        b mkdir -p /boot/loader/entries /boot/EFI/systemd /boot/EFI/nixos
+        echo image > /boot/EFI/systemd/systemd-bootx64.efi
+        echo kernel > /boot/EFI/nixos/k.efi
+        printf 'timeout 5\\ndefault nixos-generation-1.conf\\n' > /boot/loader/loader.conf
+        printf 'title NixOS\\nlinux /EFI/nixos/k.efi\\noptions init=%s/init quiet\\n' ${0%/bin/*} > /boot/loader/entries/nixos-generation-1.conf
+        ";
+
+    #[test]
+    fn systemd_boot_is_installed_after_activation_and_found_by_any_firmware() {
+        let root = root(SYSTEMD_BOOT);
+        let (result, heard) = run(root.path(), Kind::SystemdBoot, &[]);
+        result.unwrap();
+        assert_eq!(heard, ["activated", "installing"]);
+        assert_eq!(fs::read(root.path().join("boot/EFI/BOOT/BOOTX64.EFI")).unwrap(), b"image\n");
+        // The fence leaves nothing in the root.
+        for dir in ["dev", "proc", "sys", "run"] {
+            assert_eq!(fs::read_dir(root.path().join(dir)).unwrap().count(), 0, "{dir}");
+        }
+    }
+
+    #[test]
+    fn a_loader_that_is_not_there_is_a_failure_whatever_the_status_says() {
+        let conf = "/boot/loader/entries/nixos-generation-1.conf";
+        for (script, sentence) in [
+            (
+                "echo no room; exit 5".to_owned(),
+                "the system's switch-to-configuration ended with status 5\n    activated\n    no room",
+            ),
+            ("kill -9 $$".to_owned(), "ended with status 137"),
+            ("exit 0".to_owned(), "reading"),
+            (format!("{SYSTEMD_BOOT} echo timeout 5 > /boot/loader/loader.conf"), "names no default entry"),
+            (format!("{SYSTEMD_BOOT} b rm {conf}"), "reading the default entry"),
+            (
+                format!("{SYSTEMD_BOOT} echo options init=/nix/store/other/init > {conf}"),
+                "does not have init=/nix/store/",
+            ),
+            (
+                format!("{SYSTEMD_BOOT} b rm /boot/EFI/nixos/k.efi"),
+                "wants /EFI/nixos/k.efi, which is not there",
+            ),
+            (format!("{SYSTEMD_BOOT} b rm -r /boot/EFI/systemd"), "left no EFI image on the ESP"),
+        ] {
+            let root = root(&script);
+            let error = format!("{:#}", run(root.path(), Kind::SystemdBoot, &[]).0.expect_err(&script));
+            assert!(error.contains(sentence), "{script}: {error}");
+        }
+    }
+
+    #[test]
+    fn grub_is_judged_by_its_menu_and_by_the_boot_code() {
+        let write = "b mkdir -p /boot/grub; echo \"linux init=${0%/bin/*}/init\" > /boot/grub/grub.cfg";
+        let disk = tempfile::NamedTempFile::new().unwrap();
+        let disks = [disk.path().to_owned()];
+        fs::write(disk.path(), [0; 512]).unwrap();
+        let grub = root(write);
+        let error = format!("{:#}", run(grub.path(), Kind::GrubBios, &disks).0.unwrap_err());
+        assert!(error.ends_with("has no boot code in its first sector"), "{error}");
+        let mut sector = [0; 512];
+        sector[..3].copy_from_slice(&[0xeb, 0x63, 0x90]);
+        fs::write(disk.path(), sector).unwrap();
+        run(grub.path(), Kind::GrubBios, &disks).0.unwrap();
+        let error = run(root("true").path(), Kind::GrubBios, &disks).0.unwrap_err();
+        assert!(format!("{error:#}").contains("grub/grub.cfg"), "{error:#}");
+    }
+
+    #[test]
+    fn a_system_without_a_loader_is_refused_with_what_to_do() {
+        for kind in [Kind::None, Kind::NoSwitch] {
+            let root = root("true");
+            let error = run(root.path(), kind, &[]).0.unwrap_err();
+            assert!(error.downcast_ref::<NoLoader>().is_some());
+            assert!(error.to_string().ends_with("or use install-to-dir"), "{error}");
+        }
+    }
+
+    #[test]
+    fn firmware_finds_the_loader_on_a_removable_disk() {
+        for (present, arch, expected) in [
+            ("EFI/systemd/systemd-bootx64.efi", "X64", Some("EFI/BOOT/BOOTX64.EFI")),
+            ("efi/SYSTEMD/SYSTEMD-BOOTAA64.EFI", "AA64", Some("efi/BOOT/BOOTAA64.EFI")),
+            ("EFI/NixOS-boot/grubx64.efi", "X64", Some("EFI/BOOT/BOOTX64.EFI")),
+            ("EFI/limine/BOOTX64.EFI", "X64", Some("EFI/BOOT/BOOTX64.EFI")),
+            ("EFI/systemd/systemd-bootx64.efi", "AA64", None),
+            ("loader/loader.conf", "X64", None),
+        ] {
+            let esp = tempfile::tempdir().unwrap();
+            let path = esp.path().join(present);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, present).unwrap();
+            let result = ensure_removable(esp.path(), Kind::SystemdBoot, arch);
+            match expected {
+                Some(place) => assert_eq!(fs::read_to_string(esp.path().join(place)).unwrap(), present),
+                None => assert!(result.is_err()),
+            }
+            // For loaders that need no ESP nothing is wrong.
+            ensure_removable(esp.path(), Kind::Extlinux, arch).unwrap();
+        }
+        // One that is there is left alone.
+        let esp = tempfile::tempdir().unwrap();
+        for (path, text) in [("efi/boot/bootx64.efi", "signed"), ("efi/systemd/systemd-bootx64.efi", "other")]
+        {
+            let path = esp.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        ensure_removable(esp.path(), Kind::Lanzaboote, "X64").unwrap();
+        assert_eq!(fs::read_to_string(esp.path().join("efi/boot/bootx64.efi")).unwrap(), "signed");
+        assert_eq!(fs::read_dir(esp.path().join("efi/boot")).unwrap().count(), 1);
+    }
 }

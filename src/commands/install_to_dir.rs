@@ -16,6 +16,7 @@ use crate::store::closure;
 use crate::store::copy;
 use crate::sys::interrupt;
 use crate::system::claim::{self, Directory};
+use crate::system::extra_files;
 
 pub fn run(args: &InstallToDir) -> Result<()> {
     require_root()?;
@@ -26,6 +27,7 @@ pub fn run(args: &InstallToDir) -> Result<()> {
         from: common.from.clone(),
         extra_files: common.extra_files.clone(),
     };
+    common.extra_files.as_deref().map_or(Ok(()), extra_files::check)?;
     let dir = target(&args.dir, &common.from)?;
     let state = claim::look(&dir)?;
     let closure = closure::read(&common.from, &wishes.system, &*progress)?;

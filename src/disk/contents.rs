@@ -338,13 +338,17 @@ fn mbr_entries(sector: &[u8]) -> [MbrEntry; 4] {
     })
 }
 
-/// Erases a disk's signatures, tables and boot code, and those of each partition it has now.
-pub fn wipe_disk(disk: &mut File, size: Bytes, sector_size: u64) -> Result<()> {
+/// Erases a disk's signatures, tables and boot code, those of each partition it has now, and what
+/// would come to light at the ends of each partition it gets.
+pub fn wipe_disk(disk: &mut File, size: Bytes, sector_size: u64, coming: &[table::Slot]) -> Result<()> {
     let contents = look(disk, size, sector_size)?;
     for partition in &contents.partitions {
         let end = (partition.start + partition.size).min(size);
         wipe(disk, partition.start, end - partition.start)
             .with_context(|| format!("wiping partition {}", partition.number))?;
+    }
+    for slot in coming {
+        wipe(disk, slot.start, slot.size).with_context(|| format!("wiping the place of {}", slot.name))?;
     }
     wipe(disk, Bytes(0), size).context("wiping the disk")?;
     disk.sync_all().context("syncing the wiped disk")
@@ -413,7 +417,7 @@ mod tests {
                 found,
                 Contents { table: TableKind::None, partitions: vec![], content: Some(content) }
             );
-            wipe_disk(&mut file, Bytes::mib(320), 512).unwrap();
+            wipe_disk(&mut file, Bytes::mib(320), 512, &[]).unwrap();
             assert_eq!(run("blkid", &["-p", &path]), (false, String::new()), "{program}");
             assert_eq!(run("wipefs", &[&path]).1, "", "{program}");
             assert_eq!(on_device(&file, Bytes(0), Bytes::mib(320)).unwrap(), None);
@@ -440,7 +444,7 @@ mod tests {
                 .collect();
             assert_eq!(kinds, ["RAID member", "LUKS"]);
             assert_eq!(found.table, if label == "gpt" { TableKind::Gpt } else { TableKind::Mbr });
-            wipe_disk(&mut file, Bytes::mib(64), 512).unwrap();
+            wipe_disk(&mut file, Bytes::mib(64), 512, &[]).unwrap();
             assert!(std::fs::read(&path).unwrap().iter().all(|&byte| byte == 0), "{label}");
         }
     }

@@ -90,7 +90,7 @@ impl Disk {
     ///
     /// The exclusive claim ends here, for it would keep the partitions from being mounted.
     pub fn partition(mut self, table: &Table) -> Result<(File, Vec<PartitionDevice>)> {
-        contents::wipe_disk(&mut self.file, self.size, self.sector_size)
+        contents::wipe_disk(&mut self.file, self.size, self.sector_size, &table.slots)
             .with_context(|| format!("wiping {}", self.path.display()))?;
         table::write(&mut self.file, table)
             .with_context(|| format!("writing the partition table of {}", self.path.display()))?;

@@ -4,10 +4,16 @@
 //! system's own kernel was tested with; only names, quiet and force are said, and no discarding.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use nix::libc;
+use nix::mount::MsFlags;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::{Mode, SFlag};
 
 use super::layout::{Content, DiskLayout, Format};
 use crate::size::Bytes;
@@ -70,8 +76,47 @@ pub fn make(tools: &Tools, content: &Content, device: &Path, size: Bytes, sector
     // A label with letters outside ASCII must reach the disk whatever locale root has.
     command.env("LC_ALL", "C.UTF-8");
     let what = content.format_name();
-    program::output(&mut command).with_context(|| format!("making {what} on {}", device.display()))?;
-    Ok(())
+    // mkfs.btrfs refuses a UUID that any device here has, and the original of a clone has it.
+    let result = match (content.format(), content.uuid()) {
+        (Some(Format::Btrfs), Some(_)) => alone(device, || program::output(&mut command)),
+        _ => program::output(&mut command),
+    };
+    result.map(drop).with_context(|| format!("making {what} on {}", device.display()))
+}
+
+/// Does something in a mount namespace whose `/dev` has no block device but this one.
+fn alone<T: Send>(device: &Path, act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let body = || {
+        // The namespace is the thread's own, and the programs it starts are born there.
+        unshare(CloneFlags::CLONE_NEWNS).context("making a mount namespace")?;
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
+            .context("making the mounts private")?;
+        if let Ok(meta) = fs::metadata(device)
+            && meta.file_type().is_block_device()
+        {
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+            nix::mount::mount(Some("dev"), "/dev", Some("tmpfs"), flags, Some("mode=0755,size=1m"))
+                .context("hiding the other devices")?;
+            node(device, SFlag::S_IFBLK, meta.rdev())?;
+            for (path, minor) in [("/dev/null", 3), ("/dev/zero", 5), ("/dev/random", 8), ("/dev/urandom", 9)]
+            {
+                node(Path::new(path), SFlag::S_IFCHR, libc::makedev(1, minor))?;
+            }
+        }
+        act()
+    };
+    std::thread::scope(|scope| scope.spawn(body).join())
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn node(path: &Path, kind: SFlag, number: u64) -> Result<()> {
+    let making = || format!("making the device node {}", path.display());
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).with_context(making)?;
+    }
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    nix::sys::stat::mknod(path, kind, mode, number).with_context(making)
 }
 
 #[cfg(test)]

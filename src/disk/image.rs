@@ -119,7 +119,7 @@ impl Image {
     /// Erases the old contents, writes the table, and returns a device for the whole and for each partition.
     pub fn partition(&mut self, table: &Table) -> Result<(Loop, Vec<PartitionDevice>)> {
         let name = self.growing.display().to_string();
-        contents::wipe_disk(&mut self.file, self.size, SECTOR_SIZE)
+        contents::wipe_disk(&mut self.file, self.size, SECTOR_SIZE, &table.slots)
             .with_context(|| format!("wiping {name}"))?;
         table::write(&mut self.file, table)
             .with_context(|| format!("writing the partition table of {name}"))?;
@@ -140,5 +140,176 @@ impl Image {
         }
         let dir = self.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         files::sync_dir(dir)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::device::Disk;
+    use crate::disk::layout::{self, Architecture};
+    use crate::disk::table::Ids;
+    use crate::disk::{format, mount};
+    use nix::mount::MsFlags;
+    use nix::sched::{CloneFlags, unshare};
+
+    const LAYOUT: &str = r#"{"disks": {"main": {"partitions": [
+        {"name": "ESP", "type": "esp", "size": "40M", "content": {"type": "filesystem", "format": "vfat", "label": "ESP"}},
+        {"name": "swap", "type": "swap", "size": "8M", "content": {"type": "swap", "label": "swap"}},
+        {"name": "srv", "type": "srv", "size": "300M", "content": {"type": "filesystem", "format": "xfs", "mountpoint": "/home/xfs"}},
+        {"name": "boot", "type": "linux", "size": "16M", "content": {"type": "filesystem", "format": "ext4", "mountpoint": "/tmp"}},
+        {"name": "root", "type": "root", "size": "100%", "content": {"type": "btrfs", "label": "pool", "subvolumes": [
+            {"path": "@/nested/home", "mountpoint": "/home"}, {"path": "@", "mountpoint": "/", "options": ["compress=zstd", "x-other"]}]}}]}}}"#;
+
+    /// Runs `test` in a mount namespace of its own, whose mounts end with it.
+    fn in_namespace(test: impl FnOnce() + Send + 'static) {
+        let body = || {
+            unshare(CloneFlags::CLONE_NEWNS).expect("tests that mount need root");
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+            test();
+        };
+        std::thread::spawn(body).join().unwrap();
+    }
+
+    fn tools() -> format::Tools {
+        let names = ["mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "mkfs.vfat", "mkswap"];
+        let find = |name: &str| crate::sys::command::find(name, ["/usr/sbin", "/sbin"].map(PathBuf::from));
+        names
+            .iter()
+            .map(|&name| (name.to_owned(), find(name).expect("make test installs the tools")))
+            .collect()
+    }
+
+    /// Makes and mounts everything, writes a file into each mount, and returns the loop devices used.
+    fn fill(disk: &layout::DiskLayout, table: &Table, devices: &[PartitionDevice], dir: &Path) {
+        let scratch = dir.join("scratch");
+        let root = dir.join("root");
+        fs::create_dir_all(&scratch).unwrap();
+        fs::create_dir_all(&root).unwrap();
+        for (index, partition) in disk.partitions.iter().enumerate() {
+            let content = partition.content.as_ref().unwrap();
+            format::make(&tools(), content, &devices[index].path, table.slots[index].size, 512).unwrap();
+            mount::make_subvolumes(content, &devices[index].path, &scratch).unwrap();
+        }
+        let paths: Vec<PathBuf> = devices.iter().map(|device| device.path.clone()).collect();
+        let mounts = mount::layout(disk, &paths, &root).unwrap();
+        for point in ["", "home", "home/xfs", "tmp"] {
+            fs::write(root.join(point).join("file"), point).unwrap();
+        }
+        use std::os::unix::fs::PermissionsExt;
+        assert_eq!(fs::metadata(root.join("tmp")).unwrap().permissions().mode() & 0o7777, 0o1777);
+        let mountinfo = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        assert!(mountinfo.contains("compress=zstd"), "{mountinfo}");
+        mounts.finish().unwrap();
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
+    }
+
+    fn attached(path: &Path) -> bool {
+        let file = |name: &Path| fs::read_to_string(name.join("loop/backing_file")).unwrap_or_default();
+        let path = path.to_str().unwrap();
+        fs::read_dir("/sys/class/block").unwrap().flatten().any(|entry| file(&entry.path()).contains(path))
+    }
+
+    #[test]
+    fn an_image_is_made_filled_and_published_and_nothing_stays_attached() {
+        in_namespace(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("disk.img");
+            let layout = layout::parse(LAYOUT).unwrap();
+            let disk = layout.disk().unwrap().1;
+            let mut image = Image::create(&path, Bytes::gib(1)).unwrap();
+            let error = Image::create(&path, Bytes::gib(1)).unwrap_err().to_string();
+            assert!(error.contains("is being written by another installation"), "{error}");
+            let table =
+                table::plan(disk, Architecture::X86_64, image.size, SECTOR_SIZE, &Ids::random(5)).unwrap();
+            let (whole, devices) = image.partition(&table).unwrap();
+            fill(disk, &table, &devices, dir.path());
+            assert!(!path.exists());
+            devices.into_iter().for_each(|device| device.finish().unwrap());
+            whole.finish().unwrap();
+            image.finish().unwrap();
+            assert!(path.exists());
+            let mut file = File::open(&path).unwrap();
+            let found = contents::look(&mut file, Bytes::gib(1), 512).unwrap();
+            let kinds: Vec<String> = found.partitions.into_iter().map(|p| p.content.unwrap().kind).collect();
+            assert_eq!(kinds, ["vfat", "swap", "xfs", "ext4", "btrfs"]);
+            assert!(!attached(dir.path()));
+            // Sparse: only what was written takes room.
+            use std::os::unix::fs::MetadataExt;
+            assert!(file.metadata().unwrap().blocks() * 512 < 300 << 20);
+        });
+    }
+
+    #[test]
+    fn a_loop_device_is_a_disk_too_and_one_in_use_is_refused() {
+        in_namespace(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("disk.img");
+            let file = File::create_new(&path).unwrap();
+            file.set_len(1 << 30).unwrap();
+            let backing = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+            let target = Loop::attach(&backing, Bytes(0), Bytes::gib(1), false).unwrap();
+            let layout = layout::parse(LAYOUT).unwrap();
+            let disk_layout = layout.disk().unwrap().1;
+            let disk = Disk::open(target.path()).unwrap();
+            let table =
+                table::plan(disk_layout, Architecture::X86_64, disk.size, disk.sector_size, &Ids::random(5))
+                    .unwrap();
+            let (_shared, devices) = disk.partition(&table).unwrap();
+            fill(disk_layout, &table, &devices, dir.path());
+            drop(devices);
+            let error = Disk::open(Path::new("/dev/null")).unwrap_err();
+            assert!(error.to_string().contains("no block device"), "{error}");
+        });
+    }
+
+    #[test]
+    fn an_early_return_leaves_nothing_attached_and_no_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.img");
+        let layout = layout::parse(LAYOUT).unwrap();
+        let disk = layout.disk().unwrap().1;
+        for _ in 0..2 {
+            let mut image = Image::create(&path, Bytes::gib(1)).unwrap();
+            let table =
+                table::plan(disk, Architecture::X86_64, image.size, SECTOR_SIZE, &Ids::random(5)).unwrap();
+            drop(image.partition(&table).unwrap());
+            assert!(!path.exists());
+        }
+        assert!(!attached(dir.path()));
+    }
+
+    #[test]
+    fn a_clone_takes_the_uuid_of_a_mounted_original() {
+        in_namespace(|| {
+            let uuid = uuid::Uuid::new_v4().to_string();
+            for format in ["btrfs", "xfs", "ext4"] {
+                let dir = tempfile::tempdir().unwrap();
+                let text = format!(r#"{{"type": "filesystem", "format": "{format}", "uuid": "{uuid}"}}"#);
+                let content: layout::Content = serde_json::from_str(&text).unwrap();
+                let made: Vec<(Loop, mount::Mount)> = ["original", "clone"]
+                    .iter()
+                    .map(|name| {
+                        let file = File::create_new(dir.path().join(name)).unwrap();
+                        file.set_len(320 << 20).unwrap();
+                        let file =
+                            OpenOptions::new().read(true).write(true).open(dir.path().join(name)).unwrap();
+                        let device = Loop::attach(&file, Bytes(0), Bytes::mib(320), false).unwrap();
+                        format::make(&tools(), &content, device.path(), Bytes::mib(320), 512).unwrap();
+                        let point = dir.path().join(format!("at-{name}"));
+                        fs::create_dir(&point).unwrap();
+                        let mount = mount::Mount::new(device.path(), &point, format, &[]).unwrap();
+                        fs::write(point.join("name"), name).unwrap();
+                        (device, mount)
+                    })
+                    .collect();
+                for (device, mount) in made {
+                    mount.finish().unwrap();
+                    device.finish().unwrap();
+                }
+                assert!(!attached(dir.path()));
+            }
+        });
     }
 }

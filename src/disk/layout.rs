@@ -1001,4 +1001,15 @@ mod tests {
             assert_eq!(text.parse(), Ok(size));
         }
     }
+
+    #[test]
+    fn the_examples_of_the_documentation_are_layouts() {
+        let text = include_str!("../../docs/layout.md");
+        let examples: Vec<&str> =
+            text.split("```json\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+        assert_eq!(examples.len(), 3);
+        for example in examples {
+            parse(example).unwrap_or_else(|error| panic!("{error}\n{example}"));
+        }
+    }
 }

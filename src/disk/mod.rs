@@ -9,4 +9,5 @@ pub mod holders;
 pub mod image;
 pub mod layout;
 pub mod mount;
+pub mod picture;
 pub mod table;

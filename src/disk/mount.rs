@@ -29,8 +29,15 @@ impl Mount {
     /// Mounts a device; the directory must be there.
     pub fn new(device: &Path, point: &Path, kind: &str, options: &[String]) -> Result<Mount> {
         let data = data(kind, options);
-        nix::mount::mount(Some(device), point, Some(kind), MsFlags::empty(), Some(data.as_str()))
-            .with_context(|| format!("mounting {} ({kind}) on {}", device.display(), point.display()))?;
+        let result =
+            nix::mount::mount(Some(device), point, Some(kind), MsFlags::empty(), Some(data.as_str()));
+        let result = match result {
+            Err(error @ nix::Error::EEXIST) if kind == "btrfs" => Err(error).context(
+                "a btrfs with the same UUID is mounted already, which needs Linux 6.7 or newer; name the file system by label",
+            ),
+            result => result.map_err(Into::into),
+        };
+        result.with_context(|| format!("mounting {} ({kind}) on {}", device.display(), point.display()))?;
         Ok(Mount { point: point.to_owned(), mounted: true })
     }
 

@@ -27,7 +27,7 @@ pub enum DiskStep {
     Format { partition: u32, name: String, content: Content, tools: BTreeMap<String, PathBuf> },
     /// Mount the new file systems in a private namespace.
     Mount { layout: DiskLayout },
-    InstallLoader { loader: Loader, efi_variables: bool },
+    InstallLoader { loader: Loader, esp: Option<PathBuf>, efi_variables: bool },
     /// Write everything out and unmount.
     Release { disk: PathBuf },
 }
@@ -48,8 +48,8 @@ impl fmt::Display for DiskStep {
                 let points: Vec<&str> = layout.mounts().iter().map(|mount| mount.mountpoint).collect();
                 write!(f, "Mount the new {} out of everyone's sight", points.join(", "))
             }
-            DiskStep::InstallLoader { loader, efi_variables } => {
-                write!(f, "Install {}, by the system's own switch-to-configuration, fenced in", loader.kind)?;
+            DiskStep::InstallLoader { loader, efi_variables, .. } => {
+                write!(f, "Install {}, by the system's own switch-to-configuration in a fence", loader.kind)?;
                 f.write_str(if *efi_variables { "; EFI boot entries may change" } else { "" })
             }
             DiskStep::Release { disk } => write!(f, "Write everything out and let go of {}", disk.display()),
@@ -74,6 +74,16 @@ pub struct DiskWishes {
     /// The programs that the layout needs.
     pub tools: BTreeMap<String, PathBuf>,
     pub notes: Vec<String>,
+}
+
+impl DiskWishes {
+    /// Returns where the ESP is mounted.
+    fn esp(&self) -> Option<PathBuf> {
+        let esp = self.layout.esp()?;
+        let mounts = self.layout.mounts();
+        let mount = mounts.iter().find(|mount| mount.partition == esp);
+        mount.map(|mount| PathBuf::from(mount.mountpoint))
+    }
 }
 
 /// Decides how a system gets onto a disk.
@@ -103,6 +113,7 @@ pub fn install_to_disk(wishes: &Wishes, disk: &DiskWishes, facts: &DiskFacts, cl
     steps.extend(fill_root(wishes, closure));
     steps.push(Step::Disk(DiskStep::InstallLoader {
         loader: disk.loader.clone(),
+        esp: disk.esp(),
         efi_variables: disk.efi_variables,
     }));
     steps.push(Step::Disk(DiskStep::Release { disk: facts.path.clone() }));
@@ -111,23 +122,36 @@ pub fn install_to_disk(wishes: &Wishes, disk: &DiskWishes, facts: &DiskFacts, cl
         from: wishes.from.clone(),
         target: facts.path.clone(),
         closure,
-        before: picture::before(facts),
-        after: picture::after(&disk.layout, &table),
+        before: lines(&facts.picture(&describe(facts))),
+        after: lines(&picture::of_table("", &table, &disk.layout)),
         notes: disk.notes.clone(),
         steps,
     })
 }
 
+fn lines(text: &str) -> Vec<String> {
+    text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
+
+/// Says which disk it is, as its label and the catalogue would.
+fn describe(facts: &DiskFacts) -> String {
+    let kind = match facts.kind {
+        DiskKind::BlockDevice | DiskKind::NoDisk => None,
+        DiskKind::ImageFile => Some("image file".to_owned()),
+        DiskKind::NewImage => Some("new image file".to_owned()),
+    };
+    let removable = facts.removable.then(|| "removable".to_owned());
+    let serial = facts.serial.as_ref().map(|serial| format!("serial {serial}"));
+    let words = [kind, facts.model.clone(), serial, Some(facts.size.to_string()), facts.transport.clone(), removable];
+    words.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
 fn usable(facts: &DiskFacts) -> Result<()> {
-    let shown = facts.path.display();
-    if !facts.holders.is_empty() {
-        let holders: Vec<String> = facts.holders.iter().map(ToString::to_string).collect();
-        return Err(refused(format!("{shown} is in use: {}; release it, or choose another disk", holders.join("; "))));
+    if facts.refusals.is_empty() {
+        return Ok(());
     }
-    if facts.read_only {
-        return Err(refused(format!("{shown} is read-only; is there a switch on it, or a setting?")));
-    }
-    Ok(())
+    let reasons: Vec<String> = facts.refusals.iter().map(ToString::to_string).collect();
+    Err(refused(format!("{} is no place for a system: {}", facts.path.display(), reasons.join("; "))))
 }
 
 /// Checks that what is copied fits into the partitions it goes to.
@@ -143,8 +167,8 @@ fn fits(disk: &DiskWishes, table: &Table, closure: Summary) -> Result<()> {
             )));
         }
     }
-    let boot = disk.loader.esp_mount_point.as_ref().and_then(|path| path.to_str()).unwrap_or("/boot");
-    if let Some((slot, index)) = size(boot).filter(|(slot, _)| Some(slot.number) != size("/").map(|(root, _)| root.number)) {
+    let boot = disk.loader.boot_mount_point.clone().or(disk.esp()).unwrap_or_else(|| "/boot".into());
+    if let Some((slot, index)) = boot.to_str().and_then(size).filter(|(slot, _)| Some(slot.number) != size("/").map(|(root, _)| root.number)) {
         let have = usable_size(slot.size, format(index));
         // The loader itself, its configuration, and its first growth.
         let need = disk.boot_files + Bytes::mib(4);

@@ -7,16 +7,19 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::{Made as AllMade, Source};
-use crate::boot::loader::{self, Target};
+use crate::boot::loader::{self, Install, Loader, TargetDisk, TargetPartition, link_name};
+use crate::disk::contents;
 use crate::disk::device::{Disk, PartitionDevice, kernel_name};
 use crate::disk::format;
 use crate::disk::image::{Image, Loop};
 use crate::disk::layout::Content;
 use crate::disk::mount::{self, Mounts};
-use crate::disk::table::Table;
+use crate::disk::table::{Slot, Table};
 use crate::plan::DiskStep;
 use crate::progress::Progress;
-use crate::system::identity;
+use crate::size::Bytes;
+use crate::sys::namespace::Output;
+use crate::system::{enter, identity};
 
 /// What the steps so far have made of the disk. The fields are dropped in this order: mounts first.
 #[derive(Default)]
@@ -65,19 +68,8 @@ pub fn take(step: &DiskStep, source: &Source, made: &mut AllMade, progress: &dyn
             made.root = Some(mounts.root().to_owned());
             disk.mounts = Some(mounts);
         }
-        DiskStep::InstallLoader { loader, efi_variables } => {
-            let (root, disk) = (made.root().to_owned(), &made.disk);
-            let before = identity::note(&root)?;
-            let target = Target {
-                root: &root,
-                system: &source.closure.system,
-                disk: disk.whole.as_ref().expect("a plan partitions the disk first").path(),
-                partitions: &disk.nodes()?,
-                loader,
-                efi_variables: *efi_variables,
-            };
-            loader::install(&target, progress)?;
-            identity::scrub(&root, &before)?;
+        DiskStep::InstallLoader { loader, esp, efi_variables } => {
+            install_loader(made, source, loader, esp.as_deref(), *efi_variables, progress)?;
         }
         DiskStep::Release { .. } => release(made)?,
     }
@@ -87,6 +79,15 @@ pub fn take(step: &DiskStep, source: &Source, made: &mut AllMade, progress: &dyn
 impl Made {
     fn device(&self, number: u32) -> &Path {
         &self.partitions[number as usize - 1].path
+    }
+
+    fn partitions_for_loader(&self) -> Result<Vec<TargetPartition>> {
+        let partition = |(slot, device): (&Slot, &PartitionDevice)| {
+            let rdev = number(&device.path)?;
+            let links = links(slot, &device.path)?;
+            Ok(TargetPartition { number: slot.number, name: kernel_name(rdev)?, rdev, links })
+        };
+        self.table().slots.iter().zip(&self.partitions).map(partition).collect()
     }
 
     fn table(&self) -> &Table {
@@ -109,6 +110,56 @@ fn partition(made: &mut Made, path: &Path, image: bool, table: &Table) -> Result
     };
     (made.whole, made.partitions, made.table) = (Some(whole), partitions, Some(table.clone()));
     Ok(())
+}
+
+fn install_loader(
+    made: &AllMade,
+    source: &Source,
+    loader: &Loader,
+    esp: Option<&Path>,
+    efi_variables: bool,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let root = made.root();
+    let system = &source.closure.system;
+    let before = identity::note(root)?;
+    let whole = made.disk.whole.as_ref().expect("a plan partitions the disk first").path();
+    let target = TargetDisk {
+        name: kernel_name(number(whole)?)?,
+        rdev: number(whole)?,
+        partitions: made.disk.partitions_for_loader()?,
+    };
+    let install = Install {
+        root,
+        system,
+        loader,
+        esp,
+        devices: loader::device_nodes(&[target], &loader.baked_devices),
+        disks: &[whole.to_owned()],
+        efi_variables,
+        activation: enter::activation(root, system, Output::ShowFailure),
+    };
+    loader::install(&install, progress)?;
+    identity::scrub(root, &before)?;
+    Ok(())
+}
+
+/// Returns the number of a block device.
+fn number(device: &Path) -> Result<u64> {
+    let meta = fs::metadata(device).with_context(|| format!("looking at {}", device.display()))?;
+    Ok(meta.rdev())
+}
+
+/// Returns what udev would call a partition, by what is really on it.
+fn links(slot: &Slot, device: &Path) -> Result<Vec<String>> {
+    let file = File::open(device).with_context(|| format!("opening {}", device.display()))?;
+    let found = contents::on_device(&file, Bytes(0), slot.size)?;
+    let mut links = vec![link_name("partuuid", &slot.uuid.to_string()), link_name("partlabel", &slot.name)];
+    if let Some(found) = found {
+        links.extend(found.label.map(|label| link_name("label", &label)));
+        links.extend(found.uuid.map(|uuid| link_name("uuid", &uuid)));
+    }
+    Ok(links)
 }
 
 /// Lets go from the inside out; each failure is one of the installation, for bytes may be missing.

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use super::db::{Database, PathInfo};
+use super::PathInfo;
+use super::db::Database;
 use super::path::StorePath;
 use super::scan;
 use crate::progress::Progress;

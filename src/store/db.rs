@@ -13,26 +13,9 @@ use nix::fcntl::{Flock, FlockArg};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 use tempfile::TempDir;
 
-use super::hash::NarHash;
+use super::PathInfo;
 use super::path::StorePath;
 use crate::size::Bytes;
-
-/// What a database says about one valid path.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PathInfo {
-    pub path: StorePath,
-    pub nar_hash: NarHash,
-    pub nar_size: Bytes,
-    /// Sorted; holds the path itself where it refers to itself.
-    pub references: Vec<StorePath>,
-    pub deriver: Option<String>,
-    pub registration_time: i64,
-    pub ultimate: bool,
-    pub signatures: Option<String>,
-    pub content_address: Option<String>,
-    /// The outputs of a derivation, by name.
-    pub outputs: Vec<(String, String)>,
-}
 
 /// A database open for reading.
 pub struct Database {

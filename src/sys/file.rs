@@ -23,3 +23,9 @@ pub fn publish(path: &Path, contents: &[u8]) -> Result<()> {
 pub fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|dir| dir.sync_all()).with_context(|| format!("syncing {}", dir.display()))
 }
+
+/// Syncs the whole file system that `path` is on: one wait for a whole batch of files.
+pub fn sync_filesystem(path: &Path) -> Result<()> {
+    let dir = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    nix::unistd::syncfs(&dir).with_context(|| format!("syncing the file system of {}", path.display()))
+}

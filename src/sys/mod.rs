@@ -6,3 +6,4 @@ pub mod interrupt;
 pub mod inside;
 pub mod namespace;
 pub mod ioctl;
+pub mod sha256;

@@ -1,0 +1,165 @@
+//! Facts: what a machine looks like, as plain data.
+//!
+//! [`crate::probe`] fills them in; deciding on them needs no machine.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::disk::contents::{Contents, TableKind};
+use crate::disk::holders::Holder;
+use crate::disk::layout::DiskLayout;
+use crate::disk::picture::{self, Drawing, Part};
+use crate::size::Bytes;
+
+/// A disk, or an image that holds one, or the place where an image is wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskFacts {
+    /// As it was asked for.
+    pub path: PathBuf,
+    /// With symlinks resolved.
+    pub node: PathBuf,
+    pub kind: DiskKind,
+    pub model: Option<String>,
+    pub serial: Option<String>,
+    pub size: Bytes,
+    pub sector_size: u64,
+    pub removable: bool,
+    /// `usb`, `nvme`, `sata`, `virtio`…
+    pub transport: Option<String>,
+    pub contents: Contents,
+    /// Where each partition is mounted, by its number.
+    pub mounts: Vec<(u32, String)>,
+    /// Why nothing may be installed here; empty for a disk that is free.
+    pub refusals: Vec<Refusal>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum DiskKind {
+    BlockDevice,
+    ImageFile,
+    NewImage,
+    /// See the refusals.
+    NoDisk,
+}
+
+/// Why a disk is not written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Refusal {
+    /// What it is instead, such as `a directory`.
+    NotADisk(String),
+    Partition {
+        disk: String,
+    },
+    ReadOnly,
+    NoMedium,
+    Held(Holder),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::NotADisk(what) => write!(f, "it is {what}, not a disk or an image"),
+            Refusal::Partition { disk } => write!(f, "it is a partition; the whole disk is {disk}"),
+            Refusal::ReadOnly => write!(f, "it is read-only"),
+            Refusal::NoMedium => write!(f, "there is no medium in it"),
+            Refusal::Held(holder) => write!(f, "{holder}"),
+        }
+    }
+}
+
+/// A file system or partition of this machine that has names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NamedDevice {
+    /// `/dev/sda2`.
+    pub node: String,
+    /// `/dev/sda`, or the same as `node`.
+    pub disk: String,
+    pub label: Option<String>,
+    pub uuid: Option<String>,
+    pub part_label: Option<String>,
+    pub part_uuid: Option<String>,
+}
+
+impl DiskFacts {
+    /// Draws what is on the disk now.
+    pub fn picture(&self, title: &str) -> String {
+        let part = |partition: &crate::disk::contents::FoundPartition| {
+            let here = self.mounts.iter().filter(|(number, _)| *number == partition.number);
+            Part {
+                name: if partition.name.is_empty() {
+                    partition.number.to_string()
+                } else {
+                    partition.name.clone()
+                },
+                size: partition.size,
+                format: partition.content.as_ref().map_or("unknown", |found| &found.kind).to_owned(),
+                label: partition.content.as_ref().and_then(|found| found.label.clone()).unwrap_or_default(),
+                mounts: here.map(|(_, at)| at.clone()).collect(),
+            }
+        };
+        let mut parts: Vec<Part> = self.contents.partitions.iter().map(part).collect();
+        if let Some(found) = &self.contents.content {
+            let label = found.label.clone().unwrap_or_default();
+            let name = "(whole disk)".to_owned();
+            parts = vec![Part { name, size: self.size, format: found.kind.clone(), label, mounts: vec![] }];
+        }
+        if self.contents.table == TableKind::BrokenGpt {
+            let format = "a partition table that cannot be read".to_owned();
+            parts.push(Part { size: self.size, format, ..Part::default() });
+        }
+        picture::draw(&Drawing { title: title.to_owned(), parts })
+    }
+}
+
+/// Tells which names of a layout a device of another disk has already, a sentence each.
+pub fn duplicated(layout: &DiskLayout, present: &[NamedDevice], target: &str) -> Vec<String> {
+    let mut told = Vec::new();
+    for partition in &layout.partitions {
+        let content = partition.content.as_ref();
+        for other in present.iter().filter(|other| other.disk != target) {
+            let same = |what: &str, ours: Option<&str>, theirs: &Option<String>| {
+                let ours = ours?;
+                let equal = theirs.as_deref().is_some_and(|theirs| theirs.eq_ignore_ascii_case(ours));
+                equal.then(|| format!("{} has the {what} {ours} too", other.node))
+            };
+            told.extend(same("label", content.and_then(|c| c.label()), &other.label));
+            told.extend(same("UUID", content.and_then(|c| c.uuid()), &other.uuid));
+            told.extend(same("PARTLABEL", Some(&partition.name), &other.part_label));
+            told.extend(same(
+                "PARTUUID",
+                partition.uuid.map(|uuid| uuid.to_string()).as_deref(),
+                &other.part_uuid,
+            ));
+        }
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::layout;
+
+    #[test]
+    fn names_that_another_disk_has_are_told() {
+        let json = r#"{"disks": {"main": {"partitions": [{"name": "root", "type": "root", "size": "100%",
+            "content": {"type": "filesystem", "format": "ext4", "label": "nixos", "mountpoint": "/"}}]}}}"#;
+        let layout = layout::parse(json).unwrap();
+        let disk = layout.disk().unwrap().1;
+        let device = |node: &str, label: &str| NamedDevice {
+            node: format!("{node}1"),
+            disk: node.into(),
+            label: Some(label.into()),
+            part_label: Some("other".into()),
+            ..NamedDevice::default()
+        };
+        let present = [device("/dev/sda", "nixos"), device("/dev/sdb", "nixos"), device("/dev/sdc", "data")];
+        assert_eq!(duplicated(disk, &present, "/dev/sdb"), ["/dev/sda1 has the label nixos too"]);
+    }
+}
