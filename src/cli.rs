@@ -194,7 +194,9 @@ fn perform(command: Command) -> Result<i32> {
 /// Puts the subcommand first when the binary is called by a subcommand's name.
 fn dispatch(mut words: Vec<OsString>) -> Vec<OsString> {
     let called = words.first().and_then(|word| Path::new(word).file_name()).map(OsString::from);
-    if let Some(name) = called.filter(|name| Cli::command().get_subcommands().any(|sub| sub.get_name() == name)) {
+    if let Some(name) =
+        called.filter(|name| Cli::command().get_subcommands().any(|sub| sub.get_name() == name))
+    {
         words.insert(1, name);
     }
     words
@@ -213,7 +215,10 @@ mod tests {
     fn the_name_it_is_called_by_chooses_the_command() {
         let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
         for (line, dispatched) in [
-            ("/run/current-system/bin/install-to-disk /dev/sdb", "/run/current-system/bin/install-to-disk install-to-disk /dev/sdb"),
+            (
+                "/run/current-system/bin/install-to-disk /dev/sdb",
+                "/run/current-system/bin/install-to-disk install-to-disk /dev/sdb",
+            ),
             ("install-to-dir", "install-to-dir install-to-dir"),
             ("./nixos-install-via install-to-dir x", "./nixos-install-via install-to-dir x"),
             ("sh install-to-dir", "sh install-to-dir"),

@@ -50,15 +50,28 @@ pub struct Summary {
 #[serde(tag = "step", rename_all = "camelCase")]
 pub enum Step {
     /// Mark the directory as ours and unfinished.
-    Claim { dir: PathBuf },
+    Claim {
+        dir: PathBuf,
+    },
     /// Create the directories that a first boot needs.
     Prepare,
-    Copy { paths: usize, bytes: Bytes },
-    Register { paths: usize },
-    ExtraFiles { from: PathBuf },
-    Profile { system: StorePath },
+    Copy {
+        paths: usize,
+        bytes: Bytes,
+    },
+    Register {
+        paths: usize,
+    },
+    ExtraFiles {
+        from: PathBuf,
+    },
+    Profile {
+        system: StorePath,
+    },
     /// Mark the directory as complete.
-    Finish { dir: PathBuf },
+    Finish {
+        dir: PathBuf,
+    },
     #[serde(untagged)]
     Disk(DiskStep),
 }
@@ -145,7 +158,10 @@ pub fn install_to_dir(
         target: dir.to_owned(),
         closure,
         before: vec![before],
-        after: vec![format!("a root that holds {}; nixos-install-via enter {shown} runs it", wishes.system.name())],
+        after: vec![format!(
+            "a root that holds {}; nixos-install-via enter {shown} runs it",
+            wishes.system.name()
+        )],
         notes: Vec::new(),
         steps,
     })

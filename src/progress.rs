@@ -90,7 +90,8 @@ impl Progress for Terminal {
     fn event(&self, event: Event) {
         match event {
             Event::Start { total } => {
-                let style = ProgressStyle::with_template(BAR).expect("BAR is a template").progress_chars("━╸ ");
+                let style =
+                    ProgressStyle::with_template(BAR).expect("BAR is a template").progress_chars("━╸ ");
                 let target = ProgressDrawTarget::stderr_with_hz(8);
                 *self.bar() = Some(ProgressBar::with_draw_target(Some(total.0), target).with_style(style));
             }

@@ -62,21 +62,32 @@ fn target(dir: &Path, from: &Path) -> Result<PathBuf> {
         match real.canonicalize() {
             Ok(found) => break found,
             Err(_) => {
-                rest.push(real.file_name().ok_or_else(|| usage(format!("{} is no directory", dir.display())))?);
+                rest.push(
+                    real.file_name().ok_or_else(|| usage(format!("{} is no directory", dir.display())))?,
+                );
                 real = real.parent().expect("what has a name has a parent");
             }
         }
     };
     let real: PathBuf = rest.iter().rev().fold(real, |path, name| path.join(name));
     if fs::metadata(&real).is_ok_and(|meta| !meta.is_dir()) {
-        return Err(usage(format!("{} is not a directory; for an image file there is install-to-disk", dir.display())));
+        return Err(usage(format!(
+            "{} is not a directory; for an image file there is install-to-disk",
+            dir.display()
+        )));
     }
     let from = from.canonicalize().with_context(|| format!("finding the root {}", from.display()))?;
     if real == from {
-        return Err(refused(format!("{} is the root that is copied; choose another directory", dir.display())));
+        return Err(refused(format!(
+            "{} is the root that is copied; choose another directory",
+            dir.display()
+        )));
     }
     if real.starts_with(from.join("nix")) {
-        return Err(refused(format!("{} lies in the store that is copied; choose another directory", dir.display())));
+        return Err(refused(format!(
+            "{} lies in the store that is copied; choose another directory",
+            dir.display()
+        )));
     }
     Ok(real)
 }

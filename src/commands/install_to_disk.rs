@@ -71,7 +71,9 @@ fn look(args: &InstallToDisk) -> Result<DiskFacts> {
         (DiskKind::NewImage, Some(size)) => facts.size = size,
         (DiskKind::NewImage, None) => {
             let shown = args.disk.display();
-            return Err(usage(format!("{shown} does not exist; for a new image file say its --image-size, such as 8G")));
+            return Err(usage(format!(
+                "{shown} does not exist; for a new image file say its --image-size, such as 8G"
+            )));
         }
         (_, Some(_)) => {
             let shown = args.disk.display();
@@ -138,7 +140,8 @@ fn disk_wishes(args: &InstallToDisk, wishes: &Wishes, facts: &DiskFacts) -> Resu
 }
 
 fn read_layout(file: &Path) -> Result<Layout> {
-    let text = fs::read_to_string(file).map_err(|error| usage(format!("reading {}: {error}", file.display())))?;
+    let text =
+        fs::read_to_string(file).map_err(|error| usage(format!("reading {}: {error}", file.display())))?;
     layout::parse(&text).map_err(|error| usage(format!("{}: {error}", file.display())))
 }
 
@@ -198,7 +201,9 @@ impl Toplevel<'_> {
     /// Returns the text of a file; empty if there is none.
     fn text(&self, name: &str) -> Result<String> {
         match inside::read(self.root, &self.path(name), TEXT_LIMIT) {
-            Ok(text) => String::from_utf8(text).with_context(|| format!("reading {}", self.path(name).display())),
+            Ok(text) => {
+                String::from_utf8(text).with_context(|| format!("reading {}", self.path(name).display()))
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
             Err(error) => Err(error).with_context(|| format!("reading {}", self.path(name).display())),
         }
@@ -206,14 +211,16 @@ impl Toplevel<'_> {
 
     fn architecture(&self) -> Result<Architecture> {
         let system = self.text("system")?;
-        Architecture::of_system(system.trim())
-            .ok_or_else(|| refused(format!("{} is for {:?}, which is not known here", self.system, system.trim())))
+        Architecture::of_system(system.trim()).ok_or_else(|| {
+            refused(format!("{} is for {:?}, which is not known here", self.system, system.trim()))
+        })
     }
 
     /// Returns what kernels and initrds take, those of all specialisations included.
     fn boot_files(&self) -> Result<Bytes> {
         let mut toplevels = vec![String::new()];
-        let specialisations = inside::open(self.root, &self.path("specialisation"), OFlag::O_RDONLY | OFlag::O_DIRECTORY);
+        let specialisations =
+            inside::open(self.root, &self.path("specialisation"), OFlag::O_RDONLY | OFlag::O_DIRECTORY);
         if let Ok(dir) = specialisations {
             let dir = inside::path_of(&dir).context("finding the specialisations")?;
             for entry in fs::read_dir(&dir).with_context(|| format!("listing {}", dir.display()))? {

@@ -28,9 +28,7 @@ fn require_root() -> Result<()> {
 fn print_plan(plan: &Plan, form: PlanForm) -> Result<()> {
     let text = match form {
         PlanForm::Text => plan.to_string(),
-        PlanForm::Json => {
-            serde_json::to_string_pretty(plan).context("writing the plan as JSON")? + "\n"
-        }
+        PlanForm::Json => serde_json::to_string_pretty(plan).context("writing the plan as JSON")? + "\n",
     };
     std::io::stdout().write_all(text.as_bytes()).context("printing the plan")
 }
@@ -59,13 +57,17 @@ fn system(named: Option<&Path>, from: &Path) -> Result<StorePath> {
         Some(path) if from == Path::new("/") => {
             std::path::absolute(path).with_context(|| format!("finding {}", path.display()))?
         }
-        Some(path) => return Err(usage(format!("{} is not absolute; name the system as ROOT sees it", path.display()))),
+        Some(path) => {
+            return Err(usage(format!("{} is not absolute; name the system as ROOT sees it", path.display())));
+        }
         None => default_system(from)?,
     };
     let system = resolve(from, &path)?;
     let toplevel = system.in_root(from);
     if !toplevel.join("init").exists() && fs::symlink_metadata(toplevel.join("init")).is_err() {
-        return Err(usage(format!("{system} is not a NixOS system, for it has no init; name one with --system")));
+        return Err(usage(format!(
+            "{system} is not a NixOS system, for it has no init; name one with --system"
+        )));
     }
     Ok(system)
 }
@@ -81,7 +83,9 @@ fn default_system(from: &Path) -> Result<PathBuf> {
     if running.exists() {
         return Ok(running.to_owned());
     }
-    Err(usage("this machine runs no NixOS; name the system to install with --system, and its root with --from"))
+    Err(usage(
+        "this machine runs no NixOS; name the system to install with --system, and its root with --from",
+    ))
 }
 
 /// Returns the toplevel whose `bin/` this command was started from.
@@ -89,7 +93,9 @@ fn own_system() -> Option<PathBuf> {
     let called = PathBuf::from(std::env::args_os().next()?);
     let called = match called.parent() {
         Some(dir) if dir != Path::new("") => called,
-        _ => std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(&called)).find(|path| path.exists())?,
+        _ => std::env::split_paths(&std::env::var_os("PATH")?)
+            .map(|dir| dir.join(&called))
+            .find(|path| path.exists())?,
     };
     let bin = called.parent()?.canonicalize().ok()?;
     let toplevel = bin.parent()?;
@@ -104,7 +110,9 @@ const LINK_LIMIT: usize = 40;
 fn resolve(root: &Path, path: &Path) -> Result<StorePath> {
     let mut path = path.to_owned();
     for _ in 0..LINK_LIMIT {
-        if let Some(object) = StorePath::containing(&path).filter(|object| path == Path::new(&object.to_string())) {
+        if let Some(object) =
+            StorePath::containing(&path).filter(|object| path == Path::new(&object.to_string()))
+        {
             return Ok(object);
         }
         let here = root.join(path.strip_prefix("/").unwrap_or(&path));
@@ -122,7 +130,10 @@ fn resolve(root: &Path, path: &Path) -> Result<StorePath> {
         path = path.parent().unwrap_or(Path::new("/")).join(target);
     }
     let seen = if root == Path::new("/") { String::new() } else { format!(", seen from {}", root.display()) };
-    Err(usage(format!("{}{seen} leads to no store path; name a system such as /run/current-system", path.display())))
+    Err(usage(format!(
+        "{}{seen} leads to no store path; name a system such as /run/current-system",
+        path.display()
+    )))
 }
 
 /// Gives this process mounts of its own, which go with it however it ends.

@@ -9,11 +9,11 @@ use serde::Serialize;
 
 use super::{Plan, Step, Summary, Wishes, fill_root};
 use crate::boot::loader::Loader;
-use crate::failure::refused;
 use crate::disk::layout::{Architecture, Content, DiskLayout, Format};
 use crate::disk::picture;
 use crate::disk::table::{self, Ids, Table};
 use crate::facts::{DiskFacts, DiskKind};
+use crate::failure::refused;
 use crate::size::Bytes;
 
 /// The steps that only a disk has.
@@ -21,15 +21,35 @@ use crate::size::Bytes;
 #[serde(tag = "step", rename_all = "camelCase")]
 pub enum DiskStep {
     /// Create a sparse image file.
-    CreateImage { path: PathBuf, size: Bytes },
+    CreateImage {
+        path: PathBuf,
+        size: Bytes,
+    },
     /// Erase boot code, tables and every signature of a file system, then write a new table.
-    Partition { disk: PathBuf, image: bool, table: Table },
-    Format { partition: u32, name: String, content: Content, tools: BTreeMap<String, PathBuf> },
+    Partition {
+        disk: PathBuf,
+        image: bool,
+        table: Table,
+    },
+    Format {
+        partition: u32,
+        name: String,
+        content: Content,
+        tools: BTreeMap<String, PathBuf>,
+    },
     /// Mount the new file systems in a private namespace.
-    Mount { layout: DiskLayout },
-    InstallLoader { loader: Loader, esp: Option<PathBuf>, efi_variables: bool },
+    Mount {
+        layout: DiskLayout,
+    },
+    InstallLoader {
+        loader: Loader,
+        esp: Option<PathBuf>,
+        efi_variables: bool,
+    },
     /// Write everything out and unmount.
-    Release { disk: PathBuf },
+    Release {
+        disk: PathBuf,
+    },
 }
 
 impl fmt::Display for DiskStep {
@@ -87,7 +107,12 @@ impl DiskWishes {
 }
 
 /// Decides how a system gets onto a disk.
-pub fn install_to_disk(wishes: &Wishes, disk: &DiskWishes, facts: &DiskFacts, closure: Summary) -> Result<Plan> {
+pub fn install_to_disk(
+    wishes: &Wishes,
+    disk: &DiskWishes,
+    facts: &DiskFacts,
+    closure: Summary,
+) -> Result<Plan> {
     let shown = facts.path.display();
     usable(facts)?;
     let table = table::plan(&disk.layout, disk.architecture, facts.size, facts.sector_size, &disk.ids)
@@ -142,7 +167,8 @@ fn describe(facts: &DiskFacts) -> String {
     };
     let removable = facts.removable.then(|| "removable".to_owned());
     let serial = facts.serial.as_ref().map(|serial| format!("serial {serial}"));
-    let words = [kind, facts.model.clone(), serial, Some(facts.size.to_string()), facts.transport.clone(), removable];
+    let words =
+        [kind, facts.model.clone(), serial, Some(facts.size.to_string()), facts.transport.clone(), removable];
     words.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
@@ -168,7 +194,11 @@ fn fits(disk: &DiskWishes, table: &Table, closure: Summary) -> Result<()> {
         }
     }
     let boot = disk.loader.boot_mount_point.clone().or(disk.esp()).unwrap_or_else(|| "/boot".into());
-    if let Some((slot, index)) = boot.to_str().and_then(size).filter(|(slot, _)| Some(slot.number) != size("/").map(|(root, _)| root.number)) {
+    if let Some((slot, index)) = boot
+        .to_str()
+        .and_then(size)
+        .filter(|(slot, _)| Some(slot.number) != size("/").map(|(root, _)| root.number))
+    {
         let have = usable_size(slot.size, format(index));
         // The loader itself, its configuration, and its first growth.
         let need = disk.boot_files + Bytes::mib(4);

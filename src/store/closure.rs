@@ -37,7 +37,11 @@ pub fn read(root: &Path, system: &StorePath, progress: &dyn Progress) -> Result<
     Ok(Closure { system: system.clone(), paths: sort(infos) })
 }
 
-fn from_database(root: &Path, database: &Database, system: &StorePath) -> Result<BTreeMap<StorePath, PathInfo>> {
+fn from_database(
+    root: &Path,
+    database: &Database,
+    system: &StorePath,
+) -> Result<BTreeMap<StorePath, PathInfo>> {
     let mut infos = BTreeMap::new();
     let mut waiting = vec![system.clone()];
     while let Some(path) = waiting.pop() {
@@ -122,7 +126,8 @@ mod tests {
     #[test]
     fn a_long_chain_needs_no_deep_stack() {
         let names: Vec<String> = (0..20_000).map(|n| format!("p{n:05}")).collect();
-        let edges: Vec<(&str, &str)> = names.windows(2).map(|two| (two[0].as_str(), two[1].as_str())).collect();
+        let edges: Vec<(&str, &str)> =
+            names.windows(2).map(|two| (two[0].as_str(), two[1].as_str())).collect();
         let mut all = edges.clone();
         all.push((names.last().unwrap(), ""));
         assert_eq!(sort(infos(&all)).len(), 20_000);

@@ -1,259 +1,313 @@
-//! The copy engine: store paths from one root into the store of another.
+//! The copy engine: store objects from one root to another, each byte checked on its way.
 //!
-//! Each byte is read once: what is written is what is hashed, and the hash is compared with the
-//! database before the path gets its name. Paths grow in a hidden directory of the target's store and
-//! are renamed into place; one sync at the end covers all of them.
+//! An object is written below a hidden directory of the target store while its NAR is hashed, and
+//! renamed into place once the hash is what the database says. What an interrupted run left in
+//! place is hashed again and kept if it is right. Registering comes after, in [`super::db`].
 
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::{CStr, CString, OsStr};
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, renameat};
-use nix::sys::stat::{FileStat, Mode, fstatat, mkdirat};
-use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat, renameat};
+use nix::libc;
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, getegid, geteuid, linkat, syncfs, unlinkat};
 
-use super::check::Checker;
+use super::PathInfo;
 use super::hash::NarHash;
 use super::lanes::{self, Digest, Stream, Work};
-use super::nar::{NarStream, Visitor};
+use super::nar::{NarError, NarStream, Visitor};
 use super::path::StorePath;
 use super::tree::{self, Builder};
-use super::{PathInfo, links::Links};
 use crate::progress::{Event, Progress};
 use crate::size::Bytes;
-use crate::sys::ioctl;
 
-/// What was done.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Copied {
-    pub copied: usize,
-    /// Paths that were there already, hashed again and found whole.
-    pub kept: usize,
-}
+// Below this a copy is as cheap, and some file systems keep such files inside their inodes.
+const REFLINK_FROM: i64 = 4096;
 
-/// A source that is not what its database says.
+const STAGING: &CStr = c".install-via-staging";
+const RELINK: &CStr = c".link";
+
+// NixOS gives this id to `nixbld`, whose members may add to the store but not delete from it.
+const BUILD_USERS: u32 = 30000;
+const STORE_MODE: u32 = 0o1775;
+
+/// Why a store path was not copied, where it is the path's own fault.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum CopyError {
     #[error(
-        "{path} is damaged in the source: its contents hash to {found} and the database says {expected}; \
-         repair it with nix-store --repair-path, then run the command again"
+        "{path} is damaged: its NAR has {found} and {found_size} bytes, the database says {expected} and \
+         {expected_size}; repair it with nix-store --repair-path {path}"
     )]
-    Corrupted { path: StorePath, expected: NarHash, found: NarHash },
-    #[error(
-        "{path} is valid in the source's database and missing from its store; \
-         repair it with nix-store --repair-path, then run the command again"
-    )]
+    Corrupted { path: StorePath, expected: NarHash, expected_size: u64, found: NarHash, found_size: u64 },
+    #[error("{path} is missing though the database knows it; repair it with nix-store --repair-path {path}")]
     Missing { path: StorePath },
+    #[error("another copy into {store} is under way; wait for it to end")]
+    Busy { store: String },
 }
 
-// Nix's garbage collector deletes what it does not know, so a leftover does no harm.
-const STAGING: &CStr = c".install-via";
+/// What was done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// Paths written.
+    pub copied: usize,
+    /// Paths that were in place and right.
+    pub kept: usize,
+    /// The NAR sizes of the paths written.
+    pub bytes: Bytes,
+}
 
-/// Copies `paths` from the root `from` into the root `to`, and returns when all is on the disk.
+/// Copies `paths` from the store of the root `from` into that of the root `to` and syncs it.
 ///
-/// What an earlier run left in place is hashed again, and kept if it is whole. Nothing is registered.
+/// Nothing is registered. On an error the paths published so far stay, whole, for the next run.
 pub fn closure(paths: &[PathInfo], from: &Path, to: &Path, progress: &dyn Progress) -> Result<Copied> {
-    let source_dir = from.join("nix/store");
-    let target_dir = to.join("nix/store");
-    fs::create_dir_all(&target_dir).with_context(|| format!("creating {}", target_dir.display()))?;
-    let source = File::open(&source_dir).with_context(|| format!("opening {}", source_dir.display()))?;
-    let target = File::open(&target_dir).with_context(|| format!("opening {}", target_dir.display()))?;
-    let staging = Staging::new(target.as_fd()).with_context(|| format!("preparing {}", target_dir.display()))?;
-    // Files of an optimised store have a link in .links too, and only a third one is shared with.
-    let optimised = source_dir.join(".links").exists();
-    let mut waiting: Vec<Job> = paths.iter().map(|info| job(info, target.as_fd())).collect();
-    waiting.sort_by_key(|job| job.info.nar_size);
+    let source = open_store(from)?;
+    let store = make_store(to)?;
+    let staging = Staging::new(store.as_fd(), to)?;
     progress.event(Event::Start { total: paths.iter().map(|info| info.nar_size).sum() });
-    let workshop = Workshop {
-        dir: staging.dir.as_fd(),
-        links: Links::new(staging.links.as_fd(), if optimised { 2 } else { 1 }),
-        exact_modes: tree::exact_modes(staging.dir.as_fd())?,
+    let shared_from = if is_optimised(source.as_fd())? { 3 } else { 2 };
+    let mut queue: Vec<usize> = (0..paths.len()).collect();
+    queue.sort_by_key(|&index| std::cmp::Reverse(paths[index].nar_size));
+    let target = Target {
+        store: store.as_fd(),
+        staging: staging.dir.as_fd(),
+        exact_modes: tree::exact_modes(staging.dir.as_fd()).context("preparing the target store")?,
+        shared_from,
+        shared: Mutex::default(),
         reflink: AtomicBool::new(true),
     };
-    let work = Copying {
+    let copier = Copier {
+        paths,
+        queue: Mutex::new(queue.into()),
         source: source.as_fd(),
-        target: target.as_fd(),
-        workshop: &workshop,
-        waiting: Mutex::new(waiting),
-        copied: Mutex::new(Copied::default()),
+        target: &target,
+        copied: AtomicUsize::new(0),
+        kept: AtomicUsize::new(0),
+        bytes: AtomicU64::new(0),
         progress,
     };
-    lanes::run(&work)?;
-    let copied = *work.copied.lock().expect("no worker panics with it");
-    drop(work);
-    staging.remove()?;
-    nix::unistd::syncfs(&target).with_context(|| format!("writing out {}", target_dir.display()))?;
+    lanes::run(&copier)?;
+    let copied = Copied {
+        copied: copier.copied.into_inner(),
+        kept: copier.kept.into_inner(),
+        bytes: Bytes(copier.bytes.into_inner()),
+    };
+    staging.finish()?;
+    syncfs(&store).with_context(|| format!("syncing {}", to.display()))?;
     progress.event(Event::Finish);
     Ok(copied)
 }
 
-/// Returns about how much room `paths` take in a file system with blocks of 4 KiB.
+/// Returns the room `paths` take on a target with blocks of 4 KiB, by a look at every file.
 pub fn space_needed(paths: &[PathInfo], from: &Path) -> Result<Bytes> {
-    // Names and inodes cost too; a file is a fifth larger than its share of the archive at worst, on
-    // average far less. Small files waste half a block.
-    let dir = from.join("nix/store");
-    let store = File::open(&dir).with_context(|| format!("opening {}", dir.display()))?;
-    let mut sum = Sum::default();
-    for info in paths {
-        let name = CString::new(info.path.base_name()).expect("a store path holds no NUL");
-        // What is missing is found, and told, by the copy.
-        let _ = sum.add(store.as_fd(), &name, None);
-    }
-    Ok(sum.bytes)
-}
-
-const BLOCK: u64 = 4096;
-const INODE: u64 = 256;
-
-#[derive(Default)]
-struct Sum {
-    bytes: Bytes,
-    shared: std::collections::HashSet<(u64, u64)>,
-}
-
-impl Sum {
-    fn add(&mut self, parent: BorrowedFd, name: &CStr, kind: Option<nix::dir::Type>) -> nix::Result<()> {
-        self.bytes += Bytes(INODE);
-        match kind {
-            Some(nix::dir::Type::Symlink) => Ok(()),
-            Some(nix::dir::Type::Directory) => self.directory(parent, name),
-            _ => {
-                let stat = fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-                match stat.st_mode & nix::libc::S_IFMT {
-                    nix::libc::S_IFDIR => self.directory(parent, name)?,
-                    nix::libc::S_IFREG if stat.st_nlink < 3 || self.shared.insert((stat.st_dev, stat.st_ino)) => {
-                        self.bytes += Bytes(stat.st_size.cast_unsigned()).round_up(Bytes(BLOCK));
-                    }
-                    _ => {}
-                }
-                Ok(())
+    // An inode of ext4 with default options; other file systems need less or about as much.
+    const INODE: Bytes = Bytes(256);
+    fn measure(parent: BorrowedFd, name: &CStr, seen: &mut HashSet<Inode>) -> Result<Bytes> {
+        let stat = fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        let own = INODE + Bytes(stat.st_size.max(0).cast_unsigned());
+        match stat.st_mode & libc::S_IFMT {
+            // A short symlink lives in its inode.
+            libc::S_IFLNK if stat.st_size < 60 => Ok(INODE),
+            libc::S_IFDIR => {
+                let (dir, entries) = tree::list(tree::open_dir(parent, name)?)?;
+                let names: usize = entries.iter().map(|entry| entry.name.count_bytes() + 12).sum();
+                let size = INODE + Bytes(names as u64 + 1).round_up(Bytes::kib(4));
+                entries.iter().try_fold(size, |sum, entry| Ok(sum + measure(dir.as_fd(), &entry.name, seen)?))
             }
+            // The other names of a shared file take no room of their own.
+            _ if stat.st_nlink > 2 && !seen.insert((stat.st_dev, stat.st_ino)) => Ok(Bytes(0)),
+            _ => Ok(own.round_up(Bytes::kib(4)) + INODE),
         }
     }
+    let store = open_store(from)?;
+    let mut seen = HashSet::new();
+    paths.iter().try_fold(Bytes(0), |sum, info| {
+        let size = measure(store.as_fd(), &c_name(&info.path), &mut seen);
+        Ok(sum + size.with_context(|| format!("measuring {}", info.path))?)
+    })
+}
 
-    fn directory(&mut self, parent: BorrowedFd, name: &CStr) -> nix::Result<()> {
-        self.bytes += Bytes(BLOCK);
-        let (dir, entries) = tree::list(tree::open_dir(parent, name)?)?;
-        entries.iter().try_for_each(|entry| self.add(dir.as_fd(), &entry.name, entry.kind))
+/// Opens the store directory of a root.
+pub(super) fn open_store(root: &Path) -> Result<OwnedFd> {
+    let store = root.join("nix/store");
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    nix::fcntl::open(&store, flags, Mode::empty()).with_context(|| format!("opening {}", store.display()))
+}
+
+pub(super) fn c_name(path: &StorePath) -> CString {
+    CString::new(path.base_name()).expect("a store path holds no NUL")
+}
+
+// No step may be a symlink: an absolute one would lead out of the root and into our own store.
+fn make_store(root: &Path) -> Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut dir: OwnedFd = File::open(root).with_context(|| format!("opening {}", root.display()))?.into();
+    for name in [c"nix", c"store"] {
+        let making = || format!("making nix/store in {}", root.display());
+        let made = match mkdirat(&dir, name, Mode::S_IRWXU) {
+            Err(Errno::EEXIST) => false,
+            other => other.map(|()| true).with_context(making)?,
+        };
+        dir = openat(&dir, name, flags, Mode::empty()).with_context(making)?;
+        if made {
+            fchmod(&dir, Mode::from_bits_truncate(0o755)).with_context(making)?;
+        }
+    }
+    let stat = fstat(&dir).context("looking at the target store")?;
+    let done = stat.st_mode & 0o7777 == STORE_MODE && stat.st_gid == BUILD_USERS && stat.st_uid == 0;
+    if geteuid().is_root() && !done {
+        fchown(&dir, Some(Uid::from_raw(0)), Some(Gid::from_raw(BUILD_USERS)))
+            .and_then(|()| fchmod(&dir, Mode::from_bits_truncate(STORE_MODE)))
+            .context("setting owner and mode of the target store")?;
+    }
+    Ok(dir)
+}
+
+// In an optimised store every file has a second name in `.links`.
+fn is_optimised(store: BorrowedFd) -> Result<bool> {
+    match tree::open_dir(store, c".links") {
+        Err(Errno::ENOENT) => Ok(false),
+        dir => tree::is_empty(dir.context("opening .links")?).map(|empty| !empty).context("reading .links"),
     }
 }
 
-/// The hidden directory that paths grow in.
+/// Where objects are while they are incomplete; gone when the copy is over, however it ends.
 struct Staging<'a> {
     store: BorrowedFd<'a>,
-    dir: OwnedFd,
-    links: OwnedFd,
+    dir: Flock<OwnedFd>,
+    gone: bool,
 }
 
 impl<'a> Staging<'a> {
-    fn new(store: BorrowedFd<'a>) -> Result<Self> {
-        tree::remove(store, STAGING).context("removing what an earlier run left")?;
-        let make = |parent: BorrowedFd, name: &CStr| -> Result<OwnedFd> {
-            mkdirat(parent, name, Mode::S_IRWXU).with_context(|| format!("making {name:?}"))?;
-            tree::open_dir(parent, name).with_context(|| format!("opening {name:?}"))
+    fn new(store: BorrowedFd<'a>, root: &Path) -> Result<Self> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let making = || format!("making a directory in {}/nix/store", root.display());
+        match mkdirat(store, STAGING, Mode::S_IRWXU) {
+            Ok(()) | Err(Errno::EEXIST) => (),
+            Err(error) => return Err(error).with_context(making),
+        }
+        let dir = openat(store, STAGING, flags, Mode::empty()).with_context(making)?;
+        let dir = match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
+            Err((_, Errno::EWOULDBLOCK)) => {
+                bail!(CopyError::Busy { store: root.join("nix/store").display().to_string() })
+            }
+            other => other.map_err(|(_, error)| error).with_context(making)?,
         };
-        let dir = make(store, STAGING)?;
-        // A set-group-ID store would hand its group down to all that is made in it.
-        nix::sys::stat::fchmod(&dir, Mode::S_IRWXU).context("setting a mode")?;
-        let group = Some(nix::unistd::getegid());
-        nix::unistd::fchown(&dir, Some(nix::unistd::geteuid()), group).context("setting an owner")?;
-        let links = make(dir.as_fd(), c".links")?;
-        Ok(Staging { store, dir, links })
+        // What is made inside must not inherit a group or an access list from the store directory.
+        if geteuid().is_root() {
+            fchown(&*dir, Some(geteuid()), Some(getegid())).with_context(making)?;
+        }
+        fchmod(&*dir, Mode::S_IRWXU).with_context(making)?;
+        crate::sys::file::remove_default_acl(dir.as_fd()).with_context(making)?;
+        let staging = Staging { store, dir, gone: false };
+        staging.clear()?;
+        Ok(staging)
     }
 
-    fn remove(self) -> Result<()> {
-        tree::remove(self.store, STAGING).context("removing the temporary directory")
+    fn clear(&self) -> Result<()> {
+        let dir = self.dir.try_clone().context("copying a descriptor")?;
+        let (dir, entries) = tree::list(dir).context("reading the staging directory")?;
+        entries.iter().try_for_each(|entry| tree::remove(dir.as_fd(), &entry.name))
+    }
+
+    fn finish(mut self) -> Result<()> {
+        self.gone = true;
+        self.clear()?;
+        unlinkat(self.store, STAGING, UnlinkatFlags::RemoveDir).context("removing the staging directory")
     }
 }
 
 impl Drop for Staging<'_> {
     fn drop(&mut self) {
-        // After a failure; the next run would do it too.
-        let _ = tree::remove(self.store, STAGING);
+        if !self.gone {
+            // The error that brought us here tells more than what this could say.
+            let _ = self.clear();
+            let _ = unlinkat(self.store, STAGING, UnlinkatFlags::RemoveDir);
+        }
     }
 }
 
-#[derive(Clone, Copy)]
-struct Job<'a> {
-    info: &'a PathInfo,
-    present: bool,
-}
-
-fn job<'a>(info: &'a PathInfo, target: BorrowedFd) -> Job<'a> {
-    Job { info, present: tree::kind(target, &name_of(info)).is_ok() }
-}
-
-fn name_of(info: &PathInfo) -> CString {
-    CString::new(info.path.base_name()).expect("a store path holds no NUL")
-}
-
-/// Where files are made, and what is known about how.
-struct Workshop<'a> {
-    dir: BorrowedFd<'a>,
-    links: Links<'a>,
-    exact_modes: bool,
-    reflink: AtomicBool,
-}
-
-struct Copying<'a> {
+struct Copier<'a> {
+    paths: &'a [PathInfo],
+    // Largest first, for the last ones to end together.
+    queue: Mutex<VecDeque<usize>>,
     source: BorrowedFd<'a>,
-    target: BorrowedFd<'a>,
-    workshop: &'a Workshop<'a>,
-    // The largest last, which is taken first.
-    waiting: Mutex<Vec<Job<'a>>>,
-    copied: Mutex<Copied>,
+    target: &'a Target<'a>,
+    copied: AtomicUsize,
+    kept: AtomicUsize,
+    bytes: AtomicU64,
     progress: &'a dyn Progress,
 }
 
-/// One path on its way.
-enum Journey<'a> {
-    Check(Job<'a>, NarStream<BorrowedFd<'a>, Checker>),
-    Copy(Job<'a>, NarStream<BorrowedFd<'a>, Copier<'a>>),
+/// What all streams know of the target.
+struct Target<'a> {
+    store: BorrowedFd<'a>,
+    staging: BorrowedFd<'a>,
+    exact_modes: bool,
+    // The link count from which a file has another user than itself and `.links`.
+    shared_from: u64,
+    // Files of published paths whose source is linked elsewhere too: source inode to target name.
+    shared: Mutex<HashMap<Inode, CString>>,
+    // Whether the file systems may yet turn out to share extents.
+    reflink: AtomicBool,
 }
 
-impl Stream for Journey<'_> {
+type Inode = (u64, u64);
+
+/// The stream of one path: written to the target, or compared with what is there.
+enum Job<'a> {
+    Copy { index: usize, stream: NarStream<BorrowedFd<'a>, Tee<'a>> },
+    Check { index: usize, stream: NarStream<BorrowedFd<'a>, Metadata> },
+}
+
+impl Stream for Job<'_> {
     fn pull(&mut self, buffer: &mut [u8]) -> Result<usize> {
         match self {
-            Journey::Check(_, nar) => nar.pull(buffer),
-            Journey::Copy(_, nar) => nar.pull(buffer),
+            Job::Copy { stream, .. } => stream.pull(buffer),
+            Job::Check { stream, .. } => stream.pull(buffer),
         }
     }
 }
 
-impl<'a> Work for Copying<'a> {
-    type Stream = Journey<'a>;
+impl<'a> Work for Copier<'a> {
+    type Stream = Job<'a>;
 
-    fn next(&self, _idle: bool) -> Option<Journey<'a>> {
-        let job = self.waiting.lock().expect("no worker panics with it").pop()?;
-        let name = OsStr::new(job.info.path.base_name());
-        if job.present {
-            let owner = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-            return Some(Journey::Check(job, NarStream::new(self.target, name, Checker::new(owner))));
-        }
-        let workshop = self.workshop;
-        let copier = Copier { builder: None, workshop, way: Way::Write };
-        Some(Journey::Copy(job, NarStream::new(self.source, name, copier)))
+    fn next(&self, _idle: bool) -> Result<Option<Job<'a>>> {
+        let index = self.queue.lock().expect("no worker panics with it").pop_front();
+        index.map(|index| self.job(index)).transpose()
     }
 
-    fn done(&self, journey: Journey<'a>, digest: Result<Digest>) -> Result<()> {
-        match journey {
-            Journey::Check(job, nar) => {
-                let whole = digest.is_ok_and(|digest| matches(job.info, &digest)) && nar.visitor.flaw.is_none();
-                if whole {
-                    self.copied().kept += 1;
+    fn done(&self, job: Job<'a>, digest: Result<Digest>) -> Result<()> {
+        match job {
+            Job::Check { index, stream } => {
+                let info = &self.paths[index];
+                if stream.visitor.flaw.is_none() && digest.is_ok_and(|digest| expect(info, digest).is_ok()) {
+                    self.kept.fetch_add(1, Ordering::Relaxed);
                     return Ok(());
                 }
-                tree::remove(self.target, &name_of(job.info))?;
-                let again = Job { present: false, ..job };
-                self.waiting.lock().expect("no worker panics with it").push(again);
+                tree::remove(self.target.store, &c_name(&info.path))
+                    .with_context(|| format!("removing what an earlier run left of {}", info.path))?;
+                self.queue.lock().expect("no worker panics with it").push_front(index);
                 Ok(())
             }
-            Journey::Copy(job, _) => self.publish(job.info, digest),
+            Job::Copy { index, stream } => {
+                let info = &self.paths[index];
+                let digest = digest.map_err(|error| copy_error(error, &info.path))?;
+                expect(info, digest)?;
+                stream
+                    .visitor
+                    .publish(&c_name(&info.path))
+                    .with_context(|| format!("publishing {}", info.path))?;
+                self.copied.fetch_add(1, Ordering::Relaxed);
+                self.bytes.fetch_add(info.nar_size.0, Ordering::Relaxed);
+                Ok(())
+            }
         }
     }
 
@@ -262,129 +316,246 @@ impl<'a> Work for Copying<'a> {
     }
 }
 
-fn matches(info: &PathInfo, digest: &Digest) -> bool {
-    digest.hash == info.nar_hash && digest.size == info.nar_size.0
+impl<'a> Copier<'a> {
+    fn job(&self, index: usize) -> Result<Job<'a>> {
+        let path = &self.paths[index].path;
+        let name = OsStr::new(path.base_name());
+        if fstatat(self.target.store, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok() {
+            let visitor = Metadata::new((geteuid().as_raw(), getegid().as_raw()));
+            return Ok(Job::Check { index, stream: NarStream::new(self.target.store, name, visitor) });
+        }
+        Ok(Job::Copy { index, stream: NarStream::new(self.source, name, Tee::new(self.target)?) })
+    }
 }
 
-impl Copying<'_> {
-    fn copied(&self) -> std::sync::MutexGuard<'_, Copied> {
-        self.copied.lock().expect("no worker panics with it")
+fn expect(info: &PathInfo, digest: Digest) -> Result<(), CopyError> {
+    if digest.hash == info.nar_hash && digest.size == info.nar_size.0 {
+        return Ok(());
+    }
+    Err(CopyError::Corrupted {
+        path: info.path.clone(),
+        expected: info.nar_hash,
+        expected_size: info.nar_size.0,
+        found: digest.hash,
+        found_size: digest.size,
+    })
+}
+
+fn copy_error(error: anyhow::Error, path: &StorePath) -> anyhow::Error {
+    match error.downcast_ref::<NarError>() {
+        // Only the object itself: a name that vanished below it is a tree that changes while it is read.
+        Some(NarError::Missing(_)) => CopyError::Missing { path: path.clone() }.into(),
+        _ => error.context(format!("copying {path}")),
+    }
+}
+
+/// Writes a tree while it is read.
+struct Tee<'a> {
+    builder: Builder,
+    target: &'a Target<'a>,
+    // The directory being filled, seen from the staging directory.
+    place: Vec<u8>,
+    // Where in this path the first name of a shared file is.
+    shared: HashMap<Inode, CString>,
+    filling: Filling,
+}
+
+/// Where a file's bytes go.
+enum Filling {
+    Written,
+    /// The kernel has shared the extents; the bytes are only hashed.
+    Cloned,
+    /// It is another name of a file that is there.
+    Linked,
+}
+
+impl<'a> Tee<'a> {
+    fn new(target: &'a Target<'a>) -> Result<Self> {
+        let dir = target.staging.try_clone_to_owned().context("copying a descriptor")?;
+        let builder = Builder::new(dir, target.exact_modes);
+        Ok(Tee { builder, target, place: Vec::new(), shared: HashMap::new(), filling: Filling::Written })
     }
 
-    fn publish(&self, info: &PathInfo, digest: Result<Digest>) -> Result<()> {
-        let name = name_of(info);
-        let path = || info.path.clone();
-        let digest = match digest {
-            Ok(digest) => digest,
-            Err(_) if tree::kind(self.source, &name) == Err(Errno::ENOENT) => {
-                return Err(CopyError::Missing { path: path() }.into());
-            }
-            Err(error) => return Err(error).with_context(|| format!("copying {}", info.path)),
+    fn at(&self, name: &CStr) -> CString {
+        let place = [&self.place, name.to_bytes()].concat();
+        CString::new(place).expect("no part holds a NUL")
+    }
+
+    /// Links `name` to an earlier copy of the same file, if there is one.
+    fn link(&mut self, inode: Inode, name: &CStr) -> Result<bool> {
+        let (base, earlier) = match self.shared.get(&inode) {
+            Some(earlier) => (self.target.staging, Some(earlier.clone())),
+            None => (self.target.store, self.target.shared().get(&inode).cloned()),
         };
-        if !matches(info, &digest) {
-            return Err(CopyError::Corrupted { path: path(), expected: info.nar_hash, found: digest.hash }.into());
+        let Some(earlier) = earlier else { return Ok(false) };
+        match linkat(base, earlier.as_c_str(), self.builder.current(), name, AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            // As many links as the file system can count: the next copy takes its place.
+            Err(Errno::EMLINK) => Ok(false),
+            Err(error) => Err(error).context("linking a file"),
         }
-        renameat(self.workshop.dir, name.as_c_str(), self.target, name.as_c_str())
-            .with_context(|| format!("publishing {}", info.path))?;
-        self.copied().copied += 1;
+    }
+
+    /// Renames the complete object into the store, and lets later ones link to its shared files.
+    fn publish(self, name: &CStr) -> Result<()> {
+        // Without shared files there is nothing to agree on with the other workers.
+        let mut shared = (!self.shared.is_empty()).then(|| self.target.shared());
+        if let Some(shared) = &mut shared {
+            for (inode, place) in &self.shared {
+                if let Some(earlier) = shared.get(inode) {
+                    self.relink(earlier, place)?;
+                }
+            }
+        }
+        rename(self.target.staging, self.target.store, name)?;
+        if let Some(shared) = &mut shared {
+            shared.extend(self.shared);
+        }
         Ok(())
     }
-}
 
-/// How the bytes of the file at hand get to the target.
-enum Way {
-    Write,
-    /// They are there, the file being another name of one that was copied.
-    Link,
-    /// They are there, the file system having shared them.
-    Clone,
-}
-
-struct Copier<'a> {
-    // Made with the first object, for opening what it needs can fail.
-    builder: Option<Builder>,
-    workshop: &'a Workshop<'a>,
-    way: Way,
-}
-
-impl Copier<'_> {
-    fn builder(&mut self) -> Result<&mut Builder> {
-        if self.builder.is_none() {
-            let dir = self.workshop.dir.try_clone_to_owned().context("copying a descriptor")?;
-            self.builder = Some(Builder::new(dir, self.workshop.exact_modes));
+    // Two streams copied the same file at the same time: the later one takes the earlier one's.
+    fn relink(&self, earlier: &CStr, place: &CStr) -> Result<()> {
+        let staging = self.target.staging;
+        let shared = linkat(self.target.store, earlier, staging, RELINK, AtFlags::empty())
+            .and_then(|()| renameat(staging, RELINK, staging, place));
+        if shared.is_err() {
+            // Not being root, or too many links: it stays a file of its own.
+            let _ = unlinkat(staging, RELINK, UnlinkatFlags::NoRemoveDir);
+            return Ok(());
         }
-        Ok(self.builder.as_mut().expect("made above"))
+        // Renaming onto a link of the same file does nothing, and leaves both names.
+        let _ = unlinkat(staging, RELINK, UnlinkatFlags::NoRemoveDir);
+        match place.to_bytes().iter().rposition(|&byte| byte == b'/') {
+            Some(end) => {
+                let parent = CString::new(&place.to_bytes()[..end]).expect("it was a C string");
+                let parent = tree::open_dir(staging, &parent).context("opening a directory")?;
+                tree::set_canonical_time(parent.as_fd())
+            }
+            None => Ok(()),
+        }
     }
 }
 
-impl Visitor for Copier<'_> {
-    fn directory(&mut self, name: &CStr, _source: BorrowedFd) -> Result<()> {
-        self.builder()?.directory(name)
+impl Target<'_> {
+    fn shared(&self) -> MutexGuard<'_, HashMap<Inode, CString>> {
+        self.shared.lock().expect("no worker panics with it")
+    }
+
+    // Tries to share extents; the first refusal for good ends the trying.
+    fn clone_extents(&self, source: &File, target: BorrowedFd) -> bool {
+        if !self.reflink.load(Ordering::Relaxed) {
+            return false;
+        }
+        match crate::sys::file::reflink(source.as_fd(), target) {
+            Ok(()) => true,
+            Err(error) => {
+                if error != Errno::EINVAL {
+                    self.reflink.store(false, Ordering::Relaxed);
+                }
+                false
+            }
+        }
+    }
+}
+
+// Only root may move a directory it cannot write, for its `..` changes.
+fn rename(staging: BorrowedFd, store: BorrowedFd, name: &CStr) -> Result<()> {
+    match renameat(staging, name, store, name) {
+        Err(Errno::EACCES) => {
+            let dir = tree::open_dir(staging, name)?;
+            fchmod(&dir, Mode::S_IRWXU)?;
+            renameat(staging, name, store, name)?;
+            fchmod(&dir, Mode::from_bits_truncate(0o555))?;
+            Ok(())
+        }
+        other => Ok(other?),
+    }
+}
+
+impl Visitor for Tee<'_> {
+    fn directory(&mut self, name: &CStr, _: BorrowedFd) -> Result<()> {
+        self.place.extend_from_slice(name.to_bytes());
+        self.place.push(b'/');
+        self.builder.directory(name)
     }
 
     fn leave(&mut self) -> Result<()> {
-        self.builder()?.leave()
+        self.place.pop();
+        let end = self.place.iter().rposition(|&byte| byte == b'/').map_or(0, |at| at + 1);
+        self.place.truncate(end);
+        self.builder.leave()
     }
 
-    fn symlink(&mut self, name: &CStr, target: &OsStr, _parent: BorrowedFd) -> Result<()> {
-        self.builder()?.symlink(name, target)
+    fn symlink(&mut self, name: &CStr, target: &OsStr, _: BorrowedFd) -> Result<()> {
+        self.builder.symlink(name, target)
     }
 
     fn file(&mut self, name: &CStr, source: &File, stat: &FileStat) -> Result<()> {
-        let workshop = self.workshop;
-        let builder = self.builder()?;
-        let executable = stat.st_mode & 0o100 != 0;
-        let linked = workshop.links.link_or_make(stat, name, builder, |builder| builder.file(name, executable))?;
-        self.way = if linked {
-            Way::Link
-        } else if stat.st_size > 0 && workshop.clone_contents(source, self.builder()?) {
-            Way::Clone
-        } else {
-            Way::Write
+        let shared = stat.st_nlink >= self.target.shared_from && stat.st_size > 0;
+        let inode = (stat.st_dev, stat.st_ino);
+        if shared && self.link(inode, name)? {
+            self.filling = Filling::Linked;
+            return Ok(());
+        }
+        self.builder.file(name, stat.st_mode & libc::S_IXUSR != 0)?;
+        if shared {
+            self.shared.insert(inode, self.at(name));
+        }
+        let target = self.builder.open_file().expect("it was just made");
+        self.filling = match stat.st_size >= REFLINK_FROM && self.target.clone_extents(source, target) {
+            true => Filling::Cloned,
+            false => Filling::Written,
         };
         Ok(())
     }
 
     fn data(&mut self, bytes: &[u8]) -> Result<()> {
-        match self.way {
-            Way::Write => self.builder()?.data(bytes),
-            Way::Link | Way::Clone => Ok(()),
+        match self.filling {
+            Filling::Written => self.builder.data(bytes),
+            Filling::Cloned | Filling::Linked => Ok(()),
         }
     }
 
     fn end_file(&mut self) -> Result<()> {
-        match self.way {
-            Way::Write => self.builder()?.end_file(),
-            Way::Clone => self.builder()?.end_filled_file(),
-            Way::Link => Ok(()),
+        match self.filling {
+            Filling::Written | Filling::Cloned => self.builder.end_file(),
+            Filling::Linked => Ok(()),
         }
     }
 }
 
-impl Workshop<'_> {
-    /// Shares the contents of a file with the one being written, where the file system can.
-    fn clone_contents(&self, source: &File, builder: &Builder) -> bool {
-        if !self.reflink.load(Ordering::Relaxed) {
-            return false;
+/// Looks whether a tree has canonical metadata, and keeps the first flaw.
+pub(super) struct Metadata {
+    owner: (u32, u32),
+    pub flaw: Option<String>,
+}
+
+impl Metadata {
+    pub fn new(owner: (u32, u32)) -> Self {
+        Metadata { owner, flaw: None }
+    }
+
+    fn look(&mut self, name: &CStr, stat: &FileStat) {
+        if self.flaw.is_none() {
+            self.flaw = tree::flaw(stat, self.owner).map(|flaw| format!("{} {flaw}", name.to_string_lossy()));
         }
-        let cloned = builder.open_file().is_some_and(|file| ioctl::clone_file(file, source).is_ok());
-        if !cloned {
-            // Two file systems that cannot share one file share none.
-            self.reflink.store(false, Ordering::Relaxed);
-        }
-        cloned
     }
 }
 
-/// Removes a link, if it is there.
-pub(super) fn forget(dir: BorrowedFd, name: &CStr) -> nix::Result<()> {
-    match unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
-        Err(Errno::ENOENT) => Ok(()),
-        other => other,
+impl Visitor for Metadata {
+    fn directory(&mut self, name: &CStr, source: BorrowedFd) -> Result<()> {
+        self.look(name, &fstat(source)?);
+        Ok(())
     }
-}
 
-/// Makes `to` another name of `from`.
-pub(super) fn link(from: (BorrowedFd, &CStr), to: (BorrowedFd, &CStr)) -> nix::Result<()> {
-    linkat(from.0, from.1, to.0, to.1, AtFlags::empty())
+    fn symlink(&mut self, name: &CStr, _: &OsStr, parent: BorrowedFd) -> Result<()> {
+        self.look(name, &fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)?);
+        Ok(())
+    }
+
+    fn file(&mut self, name: &CStr, _: &File, stat: &FileStat) -> Result<()> {
+        self.look(name, stat);
+        Ok(())
+    }
 }

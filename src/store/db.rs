@@ -104,15 +104,19 @@ impl Database {
                  from ValidPaths where path = ?",
             )
             .context("reading the Nix database")?;
-        let found = statement.query_row([path.to_string()], fields).optional().context("reading the Nix database")?;
+        let found =
+            statement.query_row([path.to_string()], fields).optional().context("reading the Nix database")?;
         found.map(|fields| self.complete(fields)).transpose()
     }
 
     /// Returns every valid path, by name.
     pub fn all(&self) -> Result<Vec<StorePath>> {
-        let mut statement =
-            self.connection.prepare("select path from ValidPaths order by path").context("reading the Nix database")?;
-        let rows = statement.query_map([], |row| row.get::<_, String>(0)).context("reading the Nix database")?;
+        let mut statement = self
+            .connection
+            .prepare("select path from ValidPaths order by path")
+            .context("reading the Nix database")?;
+        let rows =
+            statement.query_map([], |row| row.get::<_, String>(0)).context("reading the Nix database")?;
         rows.map(|row| Ok(StorePath::parse(&row.context("reading the Nix database")?)?)).collect()
     }
 
@@ -128,7 +132,8 @@ impl Database {
         )
         .with_context(context)?;
         let outputs = match fields.path.ends_with(".drv") {
-            true => list("select id, path from DerivationOutputs where drv = ? order by id").with_context(context)?,
+            true => list("select id, path from DerivationOutputs where drv = ? order by id")
+                .with_context(context)?,
             false => Vec::new(),
         };
         let parse = || -> Result<PathInfo> {
@@ -136,7 +141,10 @@ impl Database {
                 path: StorePath::parse(&fields.path)?,
                 nar_hash: fields.hash.parse()?,
                 nar_size: Bytes(fields.nar_size.unwrap_or(0)),
-                references: references.iter().map(|(path, _)| StorePath::parse(path)).collect::<Result<_, _>>()?,
+                references: references
+                    .iter()
+                    .map(|(path, _)| StorePath::parse(path))
+                    .collect::<Result<_, _>>()?,
                 deriver: fields.deriver.clone(),
                 registration_time: fields.registration_time,
                 ultimate: fields.ultimate,

@@ -38,7 +38,7 @@ pub struct Digest {
 pub trait Work: Sync {
     type Stream: Stream;
     /// Returns the next stream. A worker that has no other is `idle` and may be kept waiting.
-    fn next(&self, idle: bool) -> Option<Self::Stream>;
+    fn next(&self, idle: bool) -> Result<Option<Self::Stream>>;
     /// Takes a stream that ended or failed. An error here stops all workers.
     fn done(&self, stream: Self::Stream, digest: Result<Digest>) -> Result<()>;
     fn advance(&self, bytes: u64);
@@ -47,6 +47,8 @@ pub trait Work: Sync {
 /// Runs until no stream is left, or returns the first error.
 pub fn run<W: Work>(work: &W) -> Result<()> {
     let workers = thread::available_parallelism().map_or(1, |count| count.get().min(WORKERS));
+    // A lane holds two descriptors for each level of its tree.
+    crate::sys::file::raise_open_files();
     run_with(work, Kernel::best(), workers)
 }
 
@@ -122,7 +124,7 @@ impl<'a, W: Work> Worker<'a, W> {
         loop {
             let lane = &mut self.lanes[number];
             if lane.stream.is_none() {
-                let Some(stream) = self.work.next(idle) else { return Ok(()) };
+                let Some(stream) = self.work.next(idle)? else { return Ok(()) };
                 (lane.start, lane.end, lane.size, lane.ended) = (0, 0, 0, false);
                 lane.stream = Some(stream);
                 self.states.start(number);
@@ -157,7 +159,8 @@ impl<'a, W: Work> Worker<'a, W> {
 
     fn finish(&mut self) -> Result<()> {
         for (number, lane) in self.lanes.iter_mut().enumerate() {
-            if lane.ended && lane.start == lane.end
+            if lane.ended
+                && lane.start == lane.end
                 && let Some(stream) = lane.stream.take()
             {
                 let digest = Digest { hash: NarHash(self.states.digest(number)), size: lane.size };
@@ -215,8 +218,8 @@ mod tests {
 
     impl Work for Queue {
         type Stream = Bytes;
-        fn next(&self, _: bool) -> Option<Bytes> {
-            self.0.lock().unwrap().pop().map(|bytes| Bytes(bytes, 0))
+        fn next(&self, _: bool) -> Result<Option<Bytes>> {
+            Ok(self.0.lock().unwrap().pop().map(|bytes| Bytes(bytes, 0)))
         }
         fn done(&self, stream: Bytes, digest: Result<Digest>) -> Result<()> {
             let mut seen = self.1.lock().unwrap();
@@ -243,8 +246,10 @@ mod tests {
                 lengths.push((random >> 33) as usize % 200_000);
             }
             lengths.extend([BUFFER - 9, BUFFER - 8, BUFFER - 1, BUFFER, BUFFER + 1, 2 * BUFFER, 5 << 20]);
-            let mut messages: Vec<Vec<u8>> =
-                lengths.iter().map(|&length| (0..length).map(|i| (i * 31 + length) as u8 & 0x7f).collect()).collect();
+            let mut messages: Vec<Vec<u8>> = lengths
+                .iter()
+                .map(|&length| (0..length).map(|i| (i * 31 + length) as u8 & 0x7f).collect())
+                .collect();
             let count = messages.len();
             messages.insert(50, vec![255]);
             let queue = Queue(Mutex::new(messages), Mutex::new((0, 0)));

@@ -1,13 +1,11 @@
 //! The Nix store: paths, hashes, archives, closures, the copy engine and the database.
 
-pub mod check;
 pub mod closure;
 pub mod copy;
 pub mod db;
 pub mod hash;
 mod info;
 pub mod lanes;
-mod links;
 pub mod nar;
 pub mod path;
 pub mod scan;

@@ -245,7 +245,9 @@ impl<D: AsFd, V: Visitor> NarStream<D, V> {
                 }
                 word(&mut self.framing, b"contents");
                 self.framing.extend_from_slice(&size.to_le_bytes());
-                self.visitor.file(name, &file, &stat).with_context(|| format!("copying {:?}", self.place()))?;
+                self.visitor
+                    .file(name, &file, &stat)
+                    .with_context(|| format!("copying {:?}", self.place()))?;
                 self.file = Some(Reading { file, size, at: 0 });
             }
             Type::Symlink => {

@@ -20,7 +20,11 @@ use crate::size::Bytes;
 type HashPart = [u8; HASH_LENGTH];
 
 /// Finds all that `system` refers to in the store of a root without a database.
-pub fn closure(root: &Path, system: &StorePath, _progress: &dyn Progress) -> Result<BTreeMap<StorePath, PathInfo>> {
+pub fn closure(
+    root: &Path,
+    system: &StorePath,
+    _progress: &dyn Progress,
+) -> Result<BTreeMap<StorePath, PathInfo>> {
     let dir = root.join("nix/store");
     let store = File::open(&dir).with_context(|| format!("opening {}", dir.display()))?;
     let present = present(&dir)?;
@@ -82,10 +86,12 @@ impl Stream for Scanned<'_> {
 impl<'a> Work for Scan<'a> {
     type Stream = Scanned<'a>;
 
-    fn next(&self, _idle: bool) -> Option<Scanned<'a>> {
-        let path = self.waiting.lock().expect("no worker panics with it").pop()?;
+    fn next(&self, _idle: bool) -> Result<Option<Scanned<'a>>> {
+        let Some(path) = self.waiting.lock().expect("no worker panics with it").pop() else {
+            return Ok(None);
+        };
         let nar = NarStream::new(self.store, OsStr::new(path.base_name()), Nothing);
-        Some(Scanned { path, nar, scanner: Scanner::new(self.present) })
+        Ok(Some(Scanned { path, nar, scanner: Scanner::new(self.present) }))
     }
 
     fn done(&self, scanned: Scanned<'a>, digest: Result<Digest>) -> Result<()> {
@@ -144,7 +150,8 @@ impl<'a> Scanner<'a> {
             match window.iter().rposition(|byte| !IS_NIX32[usize::from(*byte)]) {
                 Some(foreign) => start += foreign + 1,
                 None => {
-                    let window: &HashPart = window.try_into().expect("a window has the length of a hash part");
+                    let window: &HashPart =
+                        window.try_into().expect("a window has the length of a hash part");
                     self.found.extend(self.present.get(window).cloned());
                     start += 1;
                 }

@@ -53,9 +53,9 @@ fn open_quietly(parent: BorrowedFd, name: &CStr, flags: OFlag) -> nix::Result<Ow
 pub fn list(dir: OwnedFd) -> nix::Result<(OwnedFd, Vec<Entry>)> {
     let mut entries = Vec::new();
     // Dir closes what it is given.
-    let mut stream = Dir::from_fd(dir.try_clone().map_err(|error| {
-        error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw)
-    })?)?;
+    let mut stream = Dir::from_fd(
+        dir.try_clone().map_err(|error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw))?,
+    )?;
     for entry in stream.iter() {
         let entry = entry?;
         if entry.file_name() != c"." && entry.file_name() != c".." {
@@ -64,6 +64,13 @@ pub fn list(dir: OwnedFd) -> nix::Result<(OwnedFd, Vec<Entry>)> {
     }
     entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     Ok((dir, entries))
+}
+
+/// Tells whether a directory has no entries.
+pub fn is_empty(dir: OwnedFd) -> nix::Result<bool> {
+    let mut stream = Dir::from_fd(dir)?;
+    let dots = |name: &CStr| name == c"." || name == c"..";
+    Ok(stream.iter().all(|entry| entry.is_ok_and(|entry| dots(entry.file_name()))))
 }
 
 /// Returns what `name` is, without following it.
@@ -157,15 +164,16 @@ impl Builder {
     pub fn symlink(&mut self, name: &CStr, target: &OsStr) -> Result<()> {
         symlinkat(target, self.current(), name).context("making a symlink")?;
         let flags = UtimensatFlags::NoFollowSymlink;
-        utimensat(self.current(), name, &TimeSpec::UTIME_OMIT, &MTIME, flags).context("setting a symlink's time")
+        utimensat(self.current(), name, &TimeSpec::UTIME_OMIT, &MTIME, flags)
+            .context("setting a symlink's time")
     }
 
     /// Begins a file; its bytes come by [`Builder::data`].
     pub fn file(&mut self, name: &CStr, executable: bool) -> Result<()> {
         let mode = if executable { 0o555 } else { 0o444 };
-        let flags =
-            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = openat(self.current(), name, flags, Mode::from_bits_truncate(mode)).context("making a file")?;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file =
+            openat(self.current(), name, flags, Mode::from_bits_truncate(mode)).context("making a file")?;
         self.file = Some(Writing { file: file.into(), mode, at: 0, zeros: 0 });
         Ok(())
     }
@@ -195,13 +203,6 @@ impl Builder {
             fchmod(&writing.file, Mode::from_bits_truncate(writing.mode)).context("setting a file's mode")?;
         }
         futimens(&writing.file, &TimeSpec::UTIME_OMIT, &MTIME).context("setting a file's time")
-    }
-
-    /// Gives the file being written its last touch where the bytes came by reflink.
-    pub fn end_filled_file(&mut self) -> Result<()> {
-        let writing = self.file.as_mut().expect("end_filled_file follows file");
-        (writing.at, writing.zeros) = (0, 0);
-        self.end_file()
     }
 }
 

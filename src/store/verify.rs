@@ -10,7 +10,7 @@ use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
 
-use super::check::Checker;
+use super::copy::Metadata;
 use super::db::Database;
 use super::lanes::{self, Digest, Stream, Work};
 use super::nar::{NarError, NarStream};
@@ -98,7 +98,7 @@ struct Verification<'a> {
 
 struct Job<'a> {
     info: PathInfo,
-    nar: NarStream<BorrowedFd<'a>, Checker>,
+    nar: NarStream<BorrowedFd<'a>, Metadata>,
 }
 
 impl Stream for Job<'_> {
@@ -110,16 +110,20 @@ impl Stream for Job<'_> {
 impl<'a> Work for Verification<'a> {
     type Stream = Job<'a>;
 
-    fn next(&self, _idle: bool) -> Option<Job<'a>> {
-        let info = self.waiting.lock().expect("no worker panics with it").pop()?;
-        let nar = NarStream::new(self.store, OsStr::new(info.path.base_name()), Checker::new(self.owner));
-        Some(Job { info, nar })
+    fn next(&self, _idle: bool) -> Result<Option<Job<'a>>> {
+        let Some(info) = self.waiting.lock().expect("no worker panics with it").pop() else {
+            return Ok(None);
+        };
+        let nar = NarStream::new(self.store, OsStr::new(info.path.base_name()), Metadata::new(self.owner));
+        Ok(Some(Job { info, nar }))
     }
 
     fn done(&self, job: Job<'a>, digest: Result<Digest>) -> Result<()> {
         let Job { info, nar } = job;
         let what = match digest {
-            Ok(digest) if digest.hash != info.nar_hash || digest.size != info.nar_size.0 => Some(What::Damaged),
+            Ok(digest) if digest.hash != info.nar_hash || digest.size != info.nar_size.0 => {
+                Some(What::Damaged)
+            }
             Ok(_) => nar.visitor.flaw.map(What::Metadata),
             Err(error) if is_missing(self.store, &info, &error) => Some(What::Missing),
             Err(error) => Some(What::Unreadable(format!("{error:#}"))),

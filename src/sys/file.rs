@@ -2,9 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::libc;
 
 /// Writes a file under a temporary name, syncs it, and renames it into place.
 pub fn publish(path: &Path, contents: &[u8]) -> Result<()> {
@@ -28,4 +31,34 @@ pub fn sync_dir(dir: &Path) -> Result<()> {
 pub fn sync_filesystem(path: &Path) -> Result<()> {
     let dir = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     nix::unistd::syncfs(&dir).with_context(|| format!("syncing the file system of {}", path.display()))
+}
+
+/// Lets `target` share the extents of `source`, where the file system can.
+pub fn reflink(source: BorrowedFd, target: BorrowedFd) -> nix::Result<()> {
+    // SAFETY: FICLONE takes a descriptor, and both are open for the whole call.
+    let result = unsafe { libc::ioctl(target.as_raw_fd(), libc::FICLONE, source.as_raw_fd()) };
+    Errno::result(result).map(drop)
+}
+
+/// Removes the access list that what is made in `dir` would inherit.
+pub fn remove_default_acl(dir: BorrowedFd) -> nix::Result<()> {
+    let name = c"system.posix_acl_default";
+    // SAFETY: the name is a C string and `dir` is open.
+    let result = unsafe { libc::fremovexattr(dir.as_raw_fd(), name.as_ptr()) };
+    match Errno::result(result) {
+        Ok(_) | Err(Errno::ENODATA | Errno::EOPNOTSUPP) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Lets this process open as many files as it may.
+pub fn raise_open_files() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid rlimit for both calls. If they fail, the old limit may well do.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
 }

@@ -22,7 +22,6 @@ mod raw {
     nix::ioctl_none_bad!(loop_clr_fd, 0x4c01);
     nix::ioctl_write_ptr_bad!(loop_set_status64, 0x4c04, super::LoopInfo);
     nix::ioctl_read_bad!(loop_get_status64, 0x4c05, super::LoopInfo);
-    nix::ioctl_write_int!(ficlone, 0x94, 9);
     nix::ioctl_write_ptr!(btrfs_subvol_create, 0x94, 14, super::BtrfsVolume);
 }
 
@@ -205,11 +204,5 @@ pub fn create_subvolume(parent: &File, name: &str) -> io::Result<()> {
     volume.name[..bytes.len()].copy_from_slice(bytes);
     // SAFETY: BTRFS_IOC_SUBVOL_CREATE reads one btrfs_ioctl_vol_args, whose name ends with a NUL.
     unsafe { raw::btrfs_subvol_create(parent.as_raw_fd(), &volume) }?;
-    Ok(())
-}
-/// Lets `target` share the contents of `source`, where the file system can.
-pub fn clone_file(target: impl AsFd, source: impl AsFd) -> io::Result<()> {
-    // SAFETY: FICLONE takes a descriptor, and both are open for the whole call.
-    unsafe { raw::ficlone(target.as_fd().as_raw_fd(), source.as_fd().as_raw_fd() as u64) }?;
     Ok(())
 }

@@ -2,8 +2,8 @@
 
 pub mod command;
 pub mod file;
-pub mod interrupt;
 pub mod inside;
-pub mod namespace;
+pub mod interrupt;
 pub mod ioctl;
+pub mod namespace;
 pub mod sha256;

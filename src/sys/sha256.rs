@@ -9,9 +9,8 @@ use sha2::block_api::compress256;
 pub const BLOCK: usize = 64;
 pub const MAX_LANES: usize = 16;
 
-const INITIAL: [u32; 8] = [
-    0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19,
-];
+const INITIAL: [u32; 8] =
+    [0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19];
 
 /// How this processor hashes best.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -227,7 +226,9 @@ mod x86 {
         }
         #[inline(always)]
         unsafe fn majority(self, b: Self, c: Self) -> Self {
-            unsafe { _mm256_or_si256(_mm256_and_si256(self, b), _mm256_and_si256(c, _mm256_or_si256(self, b))) }
+            unsafe {
+                _mm256_or_si256(_mm256_and_si256(self, b), _mm256_and_si256(c, _mm256_or_si256(self, b)))
+            }
         }
         #[inline(always)]
         unsafe fn rotate<const R: i32, const L: i32>(self) -> Self {
@@ -421,7 +422,11 @@ mod tests {
                 }
                 states.compress(kernel, &inputs);
                 for (lane, _) in inputs {
-                    assert_eq!(states.digest(lane), expected.digest(lane), "{kernel:?}, {alive} lanes, lane {lane}");
+                    assert_eq!(
+                        states.digest(lane),
+                        expected.digest(lane),
+                        "{kernel:?}, {alive} lanes, lane {lane}"
+                    );
                 }
             }
         }

@@ -21,11 +21,17 @@ pub enum Directory {
     Absent,
     Empty,
     /// An earlier run was stopped before its end.
-    Interrupted { system: StorePath },
+    Interrupted {
+        system: StorePath,
+    },
     /// An earlier run came to its end.
-    Complete { system: StorePath },
+    Complete {
+        system: StorePath,
+    },
     /// It holds something that is not ours, such as this entry.
-    Foreign { entry: String },
+    Foreign {
+        entry: String,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -65,8 +71,9 @@ pub fn look(dir: &Path) -> Result<Directory> {
     let Some(entry) = foreign else { return Ok(Directory::Empty) };
     match fs::read(note_path(dir)) {
         Ok(text) => {
-            let note: Note = serde_json::from_slice(&text)
-                .with_context(|| format!("reading {}, which tells whose directory this is", note_path(dir).display()))?;
+            let note: Note = serde_json::from_slice(&text).with_context(|| {
+                format!("reading {}, which tells whose directory this is", note_path(dir).display())
+            })?;
             Ok(match note.state {
                 State::Installing => Directory::Interrupted { system: note.system },
                 State::Complete => Directory::Complete { system: note.system },
