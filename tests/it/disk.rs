@@ -95,10 +95,10 @@ fn a_read_only_disk_is_refused() {
 fn a_disk_too_small_is_refused_with_both_sizes() {
     let env = TestEnv::new();
     // One that does not hold its table, and one whose root would not hold the system.
-    for (mib, size) in [(8, "8 MiB"), (512, "512 MiB")] {
+    for (mib, word) in [(8, "8 MiB"), (512, "partition root")] {
         let image = env.image("disk.img", mib);
         let disk = Loop::new(&image, &[]);
-        let ran = refuse(&env, &image, disk.name()).stderr_has(size);
+        let ran = refuse(&env, &image, disk.name()).stderr_has(word);
         assert!(ran.stderr.matches("MiB").count() >= 2, "{ran}");
     }
 }
