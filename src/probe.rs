@@ -361,7 +361,7 @@ mod tests {
         );
         assert_eq!(refusals(&path), Vec::<String>::new());
         let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
-        let device = Loop::attach(&file, Bytes(0), Bytes::mib(4), false).unwrap();
+        let device = Loop::attach(&file, Bytes::mib(4)).unwrap();
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(device.path(), &link).unwrap();
         let facts = disk(&link).unwrap();

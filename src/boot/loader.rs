@@ -496,8 +496,8 @@ fn run_installer(install: &Install, progress: &dyn Progress) -> Result<()> {
     switch.env("NIXOS_INSTALL_BOOTLOADER", "1");
     switch.env("LOCALE_ARCHIVE", format!("{system}/sw/lib/locale/locale-archive"));
     if !install.efi_variables {
-        // bootctl's checks of the ESP find a partition's table through udev's database, or through
-        // nodes that a loop device does not have. What they guard is our own layout.
+        // bootctl's checks of the ESP may ask udev's database, which the fence does not have. What
+        // they guard is our own layout.
         switch.env("SYSTEMD_RELAX_ESP_CHECKS", "1");
     }
     let mut tail = VecDeque::new();

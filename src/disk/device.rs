@@ -1,8 +1,8 @@
 //! Devices: a disk or image opened for writing, and a device node for each of its partitions.
 //!
 //! Nodes are resolved through `/sys` by device number, so that symlinks such as
-//! `/dev/disk/by-id/x` work and no name is guessed. Where the kernel makes no partition nodes,
-//! each partition gets a loop device, which is gone when the last user closes it.
+//! `/dev/disk/by-id/x` work and no name is guessed. A kernel that does not read the table, for it
+//! was built without or was not asked to, is told of each partition.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -15,7 +15,6 @@ use nix::libc;
 use nix::sys::stat::{Mode, SFlag};
 
 use super::contents;
-use super::image::Loop;
 use super::table::{self, Table};
 use crate::size::Bytes;
 use crate::sys::ioctl;
@@ -23,8 +22,6 @@ use crate::sys::ioctl;
 // udev opens a disk after each change; it lets go within a second or two.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
-// Loop devices without partition nodes never get them, and waiting long would be for nothing.
-const LOOP_PATIENCE: Duration = Duration::from_millis(300);
 
 /// A whole disk, opened so that nobody else can claim it.
 #[derive(Debug)]
@@ -34,24 +31,6 @@ pub struct Disk {
     name: String,
     pub size: Bytes,
     pub sector_size: u64,
-}
-
-/// A partition's device, there as long as this value is.
-#[derive(Debug)]
-pub struct PartitionDevice {
-    pub path: PathBuf,
-    guard: Option<Loop>,
-}
-
-impl PartitionDevice {
-    pub(super) fn of_kernel(path: PathBuf) -> PartitionDevice {
-        PartitionDevice { path, guard: None }
-    }
-
-    /// Lets go of the device after everything is on disk.
-    pub fn finish(self) -> Result<()> {
-        self.guard.map_or(Ok(()), Loop::finish)
-    }
 }
 
 impl Disk {
@@ -86,57 +65,33 @@ impl Disk {
         &self.name
     }
 
-    /// Erases the old contents, writes the table, and returns a device for each partition.
+    /// Erases the old contents, writes the table, and returns the disk and the node of each partition.
     ///
     /// The exclusive claim ends here, for it would keep the partitions from being mounted.
-    pub fn partition(mut self, table: &Table) -> Result<(File, Vec<PartitionDevice>)> {
+    pub fn partition(mut self, table: &Table) -> Result<(File, Vec<PathBuf>)> {
         contents::wipe_disk(&mut self.file, self.size, self.sector_size, &table.slots)
             .with_context(|| format!("wiping {}", self.path.display()))?;
         table::write(&mut self.file, table)
             .with_context(|| format!("writing the partition table of {}", self.path.display()))?;
-        let looped = self.name.starts_with("loop");
-        let patience = if looped { LOOP_PATIENCE } else { PATIENCE };
-        match reread(&self.file, patience) {
-            Ok(()) => {}
-            // A loop device without partition scanning does not know the call.
-            Err(error) if looped && error.raw_os_error() == Some(libc::EINVAL) => {}
-            Err(error) => {
-                return Err(error)
-                    .with_context(|| format!("rereading the partition table of {}", self.path.display()));
-            }
+        if self.name.starts_with("loop") {
+            ioctl::let_loop_have_partitions(&self.file)
+                .with_context(|| format!("letting {} have partitions", self.path.display()))?;
         }
+        reread(&self.file)
+            .with_context(|| format!("rereading the partition table of {}", self.path.display()))?;
         let shared = OpenOptions::new()
             .read(true)
             .write(true)
             .open(&self.path)
             .with_context(|| format!("opening {}", self.path.display()))?;
         drop(self.file);
-        match nodes(&self.name, table, patience)? {
-            Some(nodes) => Ok((shared, nodes.into_iter().map(PartitionDevice::of_kernel).collect())),
-            None if looped => {
-                let devices = on_loops(&shared, table)?;
-                Ok((shared, devices))
-            }
-            None => bail!(
-                "the kernel made no devices for the partitions of {} within {} seconds; unplug it, plug it in again and retry",
-                self.path.display(),
-                PATIENCE.as_secs()
-            ),
-        }
+        let nodes = nodes(&shared, &self.name, table)?;
+        Ok((shared, nodes))
     }
 }
 
-/// Attaches a loop device to each partition of a disk or image.
-pub(super) fn on_loops(file: &File, table: &Table) -> Result<Vec<PartitionDevice>> {
-    let attach = |slot: &table::Slot| {
-        let guard = Loop::attach(file, slot.start, slot.size, false)?;
-        Ok(PartitionDevice { path: guard.path().to_owned(), guard: Some(guard) })
-    };
-    table.slots.iter().map(attach).collect()
-}
-
-fn reread(disk: &File, patience: Duration) -> io::Result<()> {
-    let deadline = Instant::now() + patience;
+fn reread(disk: &File) -> io::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
     loop {
         match ioctl::reread_partitions(disk) {
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
@@ -156,17 +111,29 @@ pub fn kernel_name(number: u64) -> Result<String> {
     Ok(name.to_string_lossy().into_owned())
 }
 
-/// Waits for the partitions' nodes; none if the kernel knows no such partitions.
-pub(super) fn nodes(disk: &str, table: &Table, patience: Duration) -> Result<Option<Vec<PathBuf>>> {
-    let deadline = Instant::now() + patience;
+/// Returns the node of each partition of the disk that the kernel calls `name`.
+pub(super) fn nodes(disk: &File, name: &str, table: &Table) -> Result<Vec<PathBuf>> {
+    for slot in &table.slots {
+        match ioctl::add_partition(disk, slot.number, slot.start, slot.size) {
+            // The kernel has read the table itself.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST)) => {}
+            result => {
+                result.with_context(|| format!("telling of partition {} of {name}", slot.number))?;
+            }
+        }
+    }
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let found: Option<Vec<(String, u64)>> =
-            table.slots.iter().map(|slot| partition_of(disk, slot)).collect();
+            table.slots.iter().map(|slot| partition_of(name, slot)).collect();
         if let Some(found) = found {
-            return found.iter().map(|(name, number)| node(name, *number)).collect::<Result<_>>().map(Some);
+            return found.iter().map(|(name, number)| node(name, *number)).collect();
         }
         if Instant::now() >= deadline {
-            return Ok(None);
+            bail!(
+                "the kernel still sees other partitions on {name} after {} seconds; detach it or unplug it, and retry",
+                PATIENCE.as_secs()
+            );
         }
         std::thread::sleep(PAUSE);
     }

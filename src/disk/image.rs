@@ -1,26 +1,27 @@
-//! Images: regular files that hold a whole disk, reached through loop devices.
+//! Images: regular files that hold a whole disk, reached through a loop device and its partitions.
 //!
-//! A new image grows under a temporary name and is renamed when it is whole.
+//! The partitions' nodes are the loop device's own, as on a disk: GRUB finds the disk of a partition
+//! by them, and what is written through one is seen through the other. A new image grows under a temporary name and is renamed when it is whole.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::libc;
 
 use super::contents;
-use super::device::{PartitionDevice, nodes, on_loops};
+use super::device;
 use super::table::{self, Table};
 use crate::size::Bytes;
 use crate::sys::{file as files, ioctl};
 
 // Another process may take the free loop device before we do.
 const ATTACH_TRIES: usize = 64;
-const NODES_PATIENCE: Duration = Duration::from_millis(300);
 
-/// A loop device, detached by the kernel when its last user closes it.
+/// A loop device, detached by the kernel when its last user closes it; its partitions go with it.
 #[derive(Debug)]
 pub struct Loop {
     path: PathBuf,
@@ -29,8 +30,8 @@ pub struct Loop {
 }
 
 impl Loop {
-    /// Attaches a part of a file or device; `scan` asks the kernel for partition nodes.
-    pub fn attach(file: &File, offset: Bytes, size: Bytes, scan: bool) -> Result<Loop> {
+    /// Attaches the first `size` bytes of a file.
+    pub fn attach(file: &File, size: Bytes) -> Result<Loop> {
         let read_write = || OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).clone();
         let control = read_write().open("/dev/loop-control").context("opening /dev/loop-control")?;
         for _ in 0..ATTACH_TRIES {
@@ -47,7 +48,7 @@ impl Loop {
                 }
                 Err(error) => return Err(error).with_context(|| format!("opening {}", path.display())),
             };
-            match ioctl::attach_loop(&device, file, offset, size, scan) {
+            match ioctl::attach_loop(&device, file, size) {
                 Ok(()) => return Ok(Loop { path, name, file: device }),
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
                 Err(error) => return Err(error).with_context(|| format!("attaching {}", path.display())),
@@ -109,29 +110,27 @@ impl Image {
             .mode(0o600)
             .open(&growing)
             .with_context(opening)?;
-        if let Err(error) = file.try_lock() {
-            bail!("{} is being written by another installation ({error})", growing.display());
-        }
+        lock(&file).with_context(|| {
+            format!("{} is being written by another installation; wait for its end", growing.display())
+        })?;
         let size = Bytes(file.metadata().with_context(opening)?.len());
         Ok(Image { path: path.to_owned(), growing, file, size })
     }
 
-    /// Erases the old contents, writes the table, and returns a device for the whole and for each partition.
-    pub fn partition(&mut self, table: &Table) -> Result<(Loop, Vec<PartitionDevice>)> {
+    /// Erases the old contents, writes the table, and returns a device for the whole and the node of
+    /// each partition.
+    pub fn partition(&mut self, table: &Table) -> Result<(Loop, Vec<PathBuf>)> {
         let name = self.growing.display().to_string();
         contents::wipe_disk(&mut self.file, self.size, SECTOR_SIZE, &table.slots)
             .with_context(|| format!("wiping {name}"))?;
         table::write(&mut self.file, table)
             .with_context(|| format!("writing the partition table of {name}"))?;
-        let whole = Loop::attach(&self.file, Bytes(0), self.size.round_down(Bytes(SECTOR_SIZE)), true)?;
-        let partitions = match nodes(&whole.name, table, NODES_PATIENCE)? {
-            Some(nodes) => nodes.into_iter().map(PartitionDevice::of_kernel).collect(),
-            None => on_loops(&self.file, table)?,
-        };
-        Ok((whole, partitions))
+        let whole = Loop::attach(&self.file, self.size.round_down(Bytes(SECTOR_SIZE)))?;
+        let nodes = device::nodes(&whole.file, &whole.name, table)?;
+        Ok((whole, nodes))
     }
 
-    /// Gives the whole image its name. Every device on it must be finished.
+    /// Gives the whole image its name. Its loop device must be finished.
     pub fn finish(self) -> Result<()> {
         self.file.sync_all().with_context(|| format!("syncing {}", self.growing.display()))?;
         if self.growing != self.path {
@@ -143,6 +142,20 @@ impl Image {
     }
 }
 
+// A program that another thread starts holds all our descriptors, and so our locks, until its exec.
+const LOCK_TRIES: u32 = 40;
+const LOCK_PAUSE: Duration = Duration::from_millis(25);
+
+fn lock(file: &File) -> Result<(), TryLockError> {
+    for _ in 1..LOCK_TRIES {
+        if file.try_lock().is_ok() {
+            return Ok(());
+        }
+        sleep(LOCK_PAUSE);
+    }
+    file.try_lock()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,6 +165,9 @@ mod tests {
     use crate::disk::{format, mount};
     use nix::mount::MsFlags;
     use nix::sched::{CloneFlags, unshare};
+    use std::io::{BufRead, BufReader, Read};
+    use std::os::unix::fs::FileExt;
+    use std::process::{Command, Stdio};
 
     const LAYOUT: &str = r#"{"disks": {"main": {"partitions": [
         {"name": "ESP", "type": "esp", "size": "40M", "content": {"type": "filesystem", "format": "vfat", "label": "ESP"}},
@@ -182,18 +198,17 @@ mod tests {
     }
 
     /// Makes and mounts everything, writes a file into each mount, and returns the loop devices used.
-    fn fill(disk: &layout::DiskLayout, table: &Table, devices: &[PartitionDevice], dir: &Path) {
+    fn fill(disk: &layout::DiskLayout, table: &Table, devices: &[PathBuf], dir: &Path) {
         let scratch = dir.join("scratch");
         let root = dir.join("root");
         fs::create_dir_all(&scratch).unwrap();
         fs::create_dir_all(&root).unwrap();
         for (index, partition) in disk.partitions.iter().enumerate() {
             let content = partition.content.as_ref().unwrap();
-            format::make(&tools(), content, &devices[index].path, table.slots[index].size, 512).unwrap();
-            mount::make_subvolumes(content, &devices[index].path, &scratch).unwrap();
+            format::make(&tools(), content, &devices[index], table.slots[index].size, 512).unwrap();
+            mount::make_subvolumes(content, &devices[index], &scratch).unwrap();
         }
-        let paths: Vec<PathBuf> = devices.iter().map(|device| device.path.clone()).collect();
-        let mounts = mount::layout(disk, &paths, &root).unwrap();
+        let mounts = mount::layout(disk, devices, &root).unwrap();
         for point in ["", "home", "home/xfs", "tmp"] {
             fs::write(root.join(point).join("file"), point).unwrap();
         }
@@ -211,6 +226,87 @@ mod tests {
         fs::read_dir("/sys/class/block").unwrap().flatten().any(|entry| file(&entry.path()).contains(path))
     }
 
+    /// The partitions of a loop device are no more, or it is somebody else's by now.
+    fn assert_gone(whole: &Path, nodes: &[PathBuf]) {
+        let taken = Path::new("/sys/class/block").join(whole.file_name().unwrap()).join("loop");
+        assert!(nodes.iter().all(|node| !node.exists()) || taken.exists(), "{nodes:?} of {whole:?} are left");
+    }
+
+    fn table_for(image: &Image) -> Table {
+        let layout = layout::parse(LAYOUT).unwrap();
+        let disk = layout.disk().unwrap().1;
+        table::plan(disk, Architecture::X86_64, image.size, SECTOR_SIZE, &Ids::random(5)).unwrap()
+    }
+
+    #[test]
+    fn each_partition_is_where_the_table_says_and_parallel_runs_do_not_meet() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = |name: &str| {
+            let mut image = Image::create(&dir.path().join(name), Bytes::gib(1)).unwrap();
+            let table = table_for(&image);
+            let (whole, nodes) = image.partition(&table).unwrap();
+            let words = |slot: &table::Slot| format!("{:>64}", format!("{name} {}", slot.name));
+            for (slot, node) in table.slots.iter().zip(&nodes) {
+                let device = OpenOptions::new().write(true).open(node).unwrap();
+                device.write_all_at(words(slot).as_bytes(), 0).unwrap();
+                device.sync_all().unwrap();
+            }
+            for slot in &table.slots {
+                let mut found = [0; 64];
+                image.file.read_exact_at(&mut found, slot.start.0).unwrap();
+                assert_eq!(String::from_utf8_lossy(&found), words(slot));
+            }
+            let path = whole.path().to_owned();
+            whole.finish().unwrap();
+            assert_gone(&path, &nodes);
+        };
+        std::thread::scope(|scope| {
+            for name in ["one", "two", "three", "four"] {
+                scope.spawn(move || (0..5).for_each(|_| run(name)));
+            }
+        });
+        assert!(!attached(dir.path()));
+    }
+
+    const KILLED: &str = "IMAGE_OF_THE_KILLED";
+
+    /// The process that the next test kills: it holds an image with a mounted partition.
+    #[test]
+    fn holding_an_image() {
+        let Some(path) = std::env::var_os(KILLED).map(PathBuf::from) else { return };
+        in_namespace(move || {
+            let mut image = Image::create(&path, Bytes::gib(1)).unwrap();
+            let table = table_for(&image);
+            let (whole, nodes) = image.partition(&table).unwrap();
+            let content = r#"{"type": "filesystem", "format": "ext4"}"#;
+            let content: layout::Content = serde_json::from_str(content).unwrap();
+            format::make(&tools(), &content, &nodes[4], table.slots[4].size, 512).unwrap();
+            let point = path.with_file_name("mounted");
+            fs::create_dir(&point).unwrap();
+            let _mount = mount::Mount::new(&nodes[4], &point, "ext4", &[]).unwrap();
+            println!("\nholding {} {}", whole.path().display(), nodes[4].display());
+            let _ = std::io::stdin().read(&mut [0]);
+        });
+    }
+
+    #[test]
+    fn nothing_stays_attached_after_a_kill() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut holder = Command::new(std::env::current_exe().unwrap());
+        holder.args(["--exact", "--nocapture", "disk::image::tests::holding_an_image"]);
+        holder.env(KILLED, dir.path().join("disk.img")).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut holder = holder.spawn().unwrap();
+        let lines = BufReader::new(holder.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let held = lines.into_iter().find(|line| line.starts_with("holding ")).expect("it holds an image");
+        let held: Vec<PathBuf> = held.split(' ').skip(1).map(PathBuf::from).collect();
+        assert!(attached(dir.path()));
+        assert!(held[1].exists());
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+        assert!(!attached(dir.path()));
+        assert_gone(&held[0], &held[1..]);
+    }
+
     #[test]
     fn an_image_is_made_filled_and_published_and_nothing_stays_attached() {
         in_namespace(|| {
@@ -226,7 +322,6 @@ mod tests {
             let (whole, devices) = image.partition(&table).unwrap();
             fill(disk, &table, &devices, dir.path());
             assert!(!path.exists());
-            devices.into_iter().for_each(|device| device.finish().unwrap());
             whole.finish().unwrap();
             image.finish().unwrap();
             assert!(path.exists());
@@ -246,19 +341,23 @@ mod tests {
         in_namespace(|| {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("disk.img");
-            let file = File::create_new(&path).unwrap();
-            file.set_len(1 << 30).unwrap();
-            let backing = OpenOptions::new().read(true).write(true).open(&path).unwrap();
-            let target = Loop::attach(&backing, Bytes(0), Bytes::gib(1), false).unwrap();
+            File::create_new(&path).unwrap().set_len(1 << 30).unwrap();
+            // Unlike ours, one attached by hand has no partitions.
+            let mut attach = Command::new("losetup");
+            let made = attach.args(["--find", "--show"]).arg(&path).output().unwrap();
+            let target = PathBuf::from(String::from_utf8(made.stdout).unwrap().trim());
             let layout = layout::parse(LAYOUT).unwrap();
             let disk_layout = layout.disk().unwrap().1;
-            let disk = Disk::open(target.path()).unwrap();
+            let disk = Disk::open(&target).unwrap();
             let table =
                 table::plan(disk_layout, Architecture::X86_64, disk.size, disk.sector_size, &Ids::random(5))
                     .unwrap();
-            let (_shared, devices) = disk.partition(&table).unwrap();
+            let (shared, devices) = disk.partition(&table).unwrap();
             fill(disk_layout, &table, &devices, dir.path());
-            drop(devices);
+            drop(shared);
+            assert!(Command::new("losetup").arg("--detach").arg(&target).status().unwrap().success());
+            assert!(!attached(dir.path()));
+            assert_gone(&target, &devices);
             let error = Disk::open(Path::new("/dev/null")).unwrap_err();
             assert!(error.to_string().contains("no block device"), "{error}");
         });
@@ -268,12 +367,9 @@ mod tests {
     fn an_early_return_leaves_nothing_attached_and_no_image() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk.img");
-        let layout = layout::parse(LAYOUT).unwrap();
-        let disk = layout.disk().unwrap().1;
         for _ in 0..2 {
             let mut image = Image::create(&path, Bytes::gib(1)).unwrap();
-            let table =
-                table::plan(disk, Architecture::X86_64, image.size, SECTOR_SIZE, &Ids::random(5)).unwrap();
+            let table = table_for(&image);
             drop(image.partition(&table).unwrap());
             assert!(!path.exists());
         }
@@ -295,7 +391,7 @@ mod tests {
                         file.set_len(320 << 20).unwrap();
                         let file =
                             OpenOptions::new().read(true).write(true).open(dir.path().join(name)).unwrap();
-                        let device = Loop::attach(&file, Bytes(0), Bytes::mib(320), false).unwrap();
+                        let device = Loop::attach(&file, Bytes::mib(320)).unwrap();
                         format::make(&tools(), &content, device.path(), Bytes::mib(320), 512).unwrap();
                         let point = dir.path().join(format!("at-{name}"));
                         fs::create_dir(&point).unwrap();

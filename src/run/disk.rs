@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use super::{Made as AllMade, Source};
 use crate::boot::loader::{self, Install, Loader, TargetDisk, TargetPartition, link_name};
 use crate::disk::contents;
-use crate::disk::device::{Disk, PartitionDevice, kernel_name};
+use crate::disk::device::{Disk, kernel_name};
 use crate::disk::format;
 use crate::disk::image::{Image, Loop};
 use crate::disk::layout::Content;
@@ -25,7 +25,7 @@ use crate::system::{enter, identity};
 #[derive(Default)]
 pub struct Made {
     mounts: Option<Mounts>,
-    partitions: Vec<PartitionDevice>,
+    partitions: Vec<PathBuf>,
     whole: Option<Whole>,
     image: Option<Image>,
     table: Option<Table>,
@@ -63,8 +63,7 @@ pub fn take(step: &DiskStep, source: &Source, made: &mut AllMade, progress: &dyn
             }
         }
         DiskStep::Mount { layout } => {
-            let devices: Vec<PathBuf> = disk.partitions.iter().map(|device| device.path.clone()).collect();
-            let mounts = mount::layout(layout, &devices, &work_dir("root")?)?;
+            let mounts = mount::layout(layout, &disk.partitions, &work_dir("root")?)?;
             made.root = Some(mounts.root().to_owned());
             disk.mounts = Some(mounts);
         }
@@ -78,13 +77,13 @@ pub fn take(step: &DiskStep, source: &Source, made: &mut AllMade, progress: &dyn
 
 impl Made {
     fn device(&self, number: u32) -> &Path {
-        &self.partitions[number as usize - 1].path
+        &self.partitions[number as usize - 1]
     }
 
     fn partitions_for_loader(&self) -> Result<Vec<TargetPartition>> {
-        let partition = |(slot, device): (&Slot, &PartitionDevice)| {
-            let rdev = number(&device.path)?;
-            let links = links(slot, &device.path)?;
+        let partition = |(slot, device): (&Slot, &PathBuf)| {
+            let rdev = number(device)?;
+            let links = links(slot, device)?;
             Ok(TargetPartition { number: slot.number, name: kernel_name(rdev)?, rdev, links })
         };
         self.table().slots.iter().zip(&self.partitions).map(partition).collect()
@@ -167,7 +166,7 @@ fn release(made: &mut AllMade) -> Result<()> {
     made.root = None;
     let disk = &mut made.disk;
     disk.mounts.take().map_or(Ok(()), Mounts::finish)?;
-    disk.partitions.drain(..).try_for_each(PartitionDevice::finish)?;
+    disk.partitions.clear();
     match disk.whole.take() {
         Some(Whole::Disk(file, path)) => {
             file.sync_all().with_context(|| format!("writing out {}", path.display()))?;

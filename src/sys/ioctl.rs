@@ -15,17 +15,39 @@ mod raw {
     nix::ioctl_read_bad!(blksszget, 0x1268, c_int);
     nix::ioctl_read_bad!(blkroget, 0x125e, c_int);
     nix::ioctl_none_bad!(blkrrpart, 0x125f);
+    nix::ioctl_write_ptr_bad!(blkpg, 0x1269, super::BlkpgArgument);
     nix::ioctl_none_bad!(loop_ctl_get_free, 0x4c82);
     nix::ioctl_write_ptr_bad!(loop_configure, 0x4c0a, super::LoopConfig);
     nix::ioctl_write_int_bad!(loop_set_fd, 0x4c00);
     nix::ioctl_none_bad!(loop_clr_fd, 0x4c01);
     nix::ioctl_write_ptr_bad!(loop_set_status64, 0x4c04, super::LoopInfo);
+    nix::ioctl_read_bad!(loop_get_status64, 0x4c05, super::LoopInfo);
     nix::ioctl_write_ptr!(btrfs_subvol_create, 0x94, 14, super::BtrfsVolume);
 }
 
 const LOOP_AUTOCLEAR: u32 = 4;
 const LOOP_PARTSCAN: u32 = 8;
+const BLKPG_ADD_PARTITION: c_int = 1;
 const BTRFS_NAME: usize = 4088;
+
+/// `struct blkpg_ioctl_arg`.
+#[repr(C)]
+pub struct BlkpgArgument {
+    operation: c_int,
+    flags: c_int,
+    length: c_int,
+    partition: *const BlkpgPartition,
+}
+
+/// `struct blkpg_partition`, in bytes.
+#[repr(C)]
+struct BlkpgPartition {
+    start: i64,
+    length: i64,
+    number: c_int,
+    device_name: [u8; 64],
+    volume_name: [u8; 64],
+}
 
 /// `struct loop_info64`.
 #[repr(C)]
@@ -44,6 +66,22 @@ pub struct LoopInfo {
     encrypt_key: [u8; 32],
     init: [u64; 2],
 }
+
+const NO_INFO: LoopInfo = LoopInfo {
+    device: 0,
+    inode: 0,
+    rdevice: 0,
+    offset: 0,
+    sizelimit: 0,
+    number: 0,
+    encrypt_type: 0,
+    encrypt_key_size: 0,
+    flags: 0,
+    file_name: [0; 64],
+    crypt_name: [0; 64],
+    encrypt_key: [0; 32],
+    init: [0; 2],
+};
 
 /// `struct loop_config`.
 #[repr(C)]
@@ -92,6 +130,28 @@ pub fn reread_partitions(disk: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// Tells the kernel of a partition, which then has a device node. `EBUSY` if the kernel knows one there.
+pub fn add_partition(disk: &File, number: u32, start: Bytes, size: Bytes) -> io::Result<()> {
+    let signed = |bytes: Bytes| i64::try_from(bytes.0).map_err(io::Error::other);
+    let partition = BlkpgPartition {
+        start: signed(start)?,
+        length: signed(size)?,
+        number: c_int::try_from(number).map_err(io::Error::other)?,
+        device_name: [0; 64],
+        volume_name: [0; 64],
+    };
+    let argument = BlkpgArgument {
+        operation: BLKPG_ADD_PARTITION,
+        flags: 0,
+        length: size_of::<BlkpgPartition>() as c_int,
+        partition: &partition,
+    };
+    // SAFETY: BLKPG reads one blkpg_ioctl_arg and the blkpg_partition it points to; both outlive the
+    // call, and `disk` is open for the whole of it.
+    unsafe { raw::blkpg(disk.as_raw_fd(), &argument) }?;
+    Ok(())
+}
+
 /// Returns the number of a loop device that is free now; another process may take it first.
 pub fn free_loop(control: &File) -> io::Result<u32> {
     // SAFETY: LOOP_CTL_GET_FREE takes no argument, and `control` is open for the whole call.
@@ -99,29 +159,10 @@ pub fn free_loop(control: &File) -> io::Result<u32> {
     u32::try_from(number).map_err(io::Error::other)
 }
 
-/// Attaches a part of a file to a loop device, which lets go of it at its last close.
-pub fn attach_loop(
-    device: &File,
-    file: &impl AsFd,
-    offset: Bytes,
-    size: Bytes,
-    scan: bool,
-) -> io::Result<()> {
-    let info = LoopInfo {
-        device: 0,
-        inode: 0,
-        rdevice: 0,
-        offset: offset.0,
-        sizelimit: size.0,
-        number: 0,
-        encrypt_type: 0,
-        encrypt_key_size: 0,
-        flags: LOOP_AUTOCLEAR | if scan { LOOP_PARTSCAN } else { 0 },
-        file_name: [0; 64],
-        crypt_name: [0; 64],
-        encrypt_key: [0; 32],
-        init: [0; 2],
-    };
+/// Attaches the first `size` bytes of a file to a loop device, which lets go of the file, and of its
+/// own partitions, at its last close.
+pub fn attach_loop(device: &File, file: &impl AsFd, size: Bytes) -> io::Result<()> {
+    let info = LoopInfo { sizelimit: size.0, flags: LOOP_AUTOCLEAR | LOOP_PARTSCAN, ..NO_INFO };
     let fd = file.as_fd().as_raw_fd();
     let config = LoopConfig { fd: fd.cast_unsigned(), block_size: 512, info, reserved: [0; 8] };
     // SAFETY: LOOP_CONFIGURE reads one loop_config, and both files are open for the whole call.
@@ -139,6 +180,17 @@ pub fn attach_loop(
         let _ = unsafe { raw::loop_clr_fd(device.as_raw_fd()) };
         return Err(error.into());
     }
+    Ok(())
+}
+
+/// Lets a loop device that is attached have partitions, which go when it is detached.
+pub fn let_loop_have_partitions(device: &File) -> io::Result<()> {
+    let mut info = NO_INFO;
+    // SAFETY: LOOP_GET_STATUS64 writes one loop_info64, and `device` is open for the whole call.
+    unsafe { raw::loop_get_status64(device.as_raw_fd(), &mut info) }?;
+    info.flags |= LOOP_PARTSCAN;
+    // SAFETY: LOOP_SET_STATUS64 reads one loop_info64, and `device` is open for the whole call.
+    unsafe { raw::loop_set_status64(device.as_raw_fd(), &info) }?;
     Ok(())
 }
 

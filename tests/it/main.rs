@@ -4,6 +4,7 @@ mod clone;
 mod dir;
 mod disk;
 mod env;
+mod image;
 mod interrupted;
 mod real_nix;
 mod source;
