@@ -355,8 +355,8 @@ struct Tee<'a> {
     target: &'a Target<'a>,
     // The directory being filled, seen from the staging directory.
     place: Vec<u8>,
-    // Where in this path the first name of a shared file is.
-    shared: HashMap<Inode, CString>,
+    // Where in this path a shared file is, by all the names it has here.
+    shared: HashMap<Inode, Vec<CString>>,
     filling: Filling,
 }
 
@@ -381,15 +381,26 @@ impl<'a> Tee<'a> {
         CString::new(place).expect("no part holds a NUL")
     }
 
+    fn remember(&mut self, inode: Inode, name: &CStr) {
+        let place = self.at(name);
+        self.shared.entry(inode).or_default().push(place);
+    }
+
     /// Links `name` to an earlier copy of the same file, if there is one.
     fn link(&mut self, inode: Inode, name: &CStr) -> Result<bool> {
-        let (base, earlier) = match self.shared.get(&inode) {
-            Some(earlier) => (self.target.staging, Some(earlier.clone())),
+        let here = self.shared.get(&inode).and_then(|names| names.last()).cloned();
+        let (base, earlier) = match &here {
+            Some(_) => (self.target.staging, here.clone()),
             None => (self.target.store, self.target.shared().get(&inode).cloned()),
         };
         let Some(earlier) = earlier else { return Ok(false) };
         match linkat(base, earlier.as_c_str(), self.builder.current(), name, AtFlags::empty()) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                if here.is_some() {
+                    self.remember(inode, name);
+                }
+                Ok(true)
+            }
             // As many links as the file system can count: the next copy takes its place.
             Err(Errno::EMLINK) => Ok(false),
             Err(error) => Err(error).context("linking a file"),
@@ -401,15 +412,18 @@ impl<'a> Tee<'a> {
         // Without shared files there is nothing to agree on with the other workers.
         let mut shared = (!self.shared.is_empty()).then(|| self.target.shared());
         if let Some(shared) = &mut shared {
-            for (inode, place) in &self.shared {
+            for (inode, places) in &self.shared {
                 if let Some(earlier) = shared.get(inode) {
-                    self.relink(earlier, place)?;
+                    places.iter().try_for_each(|place| self.relink(earlier, place))?;
                 }
             }
         }
         rename(self.target.staging, self.target.store, name)?;
         if let Some(shared) = &mut shared {
-            shared.extend(self.shared);
+            // The last name: the one written last, if the file system ran out of links in between.
+            shared.extend(
+                self.shared.into_iter().filter_map(|(inode, mut places)| Some((inode, places.pop()?))),
+            );
         }
         Ok(())
     }
@@ -500,7 +514,7 @@ impl Visitor for Tee<'_> {
         }
         self.builder.file(name, stat.st_mode & libc::S_IXUSR != 0)?;
         if shared {
-            self.shared.insert(inode, self.at(name));
+            self.remember(inode, name);
         }
         let target = self.builder.open_file().expect("it was just made");
         self.filling = match stat.st_size >= REFLINK_FROM && self.target.clone_extents(source, target) {
@@ -656,6 +670,8 @@ mod tests {
     fn files_shared_by_optimisation_stay_shared_within_and_across_paths() {
         let (from, closure) = source();
         from.store(["--optimise"]);
+        let original = fs::metadata(named(&closure, "twin").in_root(from.root()).join("shared")).unwrap();
+        assert_eq!(original.nlink(), 4, "three users and .links");
         let to = Nix::new();
         super::closure(&closure.paths, from.root(), to.root(), &Silent).unwrap();
         db::register(to.root(), &closure.paths, 5).unwrap();
