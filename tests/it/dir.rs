@@ -8,12 +8,8 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::Instant;
 
-use crate::env::{BINARY, Ran, System, TestEnv, fixture, in_root, small_system};
+use crate::env::{BINARY, Ran, System, TestEnv, fixture, in_root, small_system, text};
 use crate::real_nix;
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("test paths are plain")
-}
 
 fn link(path: &Path) -> String {
     fs::read_link(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).display().to_string()

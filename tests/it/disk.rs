@@ -5,11 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::env::{BINARY, Loop, Ran, System, TestEnv, digest, fixture, tool};
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("test paths are plain")
-}
+use crate::env::{BINARY, Loop, Ran, System, TestEnv, digest, fixture, text, tool};
 
 /// Runs `install-to-disk --yes` on a disk of ours, which has to stay as it is.
 #[track_caller]
