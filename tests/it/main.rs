@@ -6,6 +6,7 @@ mod disk;
 mod env;
 mod image;
 mod interrupted;
+mod readme;
 mod real_nix;
 mod source;
 #[allow(dead_code)] // the demo uses the rest

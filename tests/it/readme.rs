@@ -1,0 +1,55 @@
+//! What the README tells people to type is typed here.
+
+use crate::env::{TestEnv, fixture};
+
+const README: &str = include_str!("../../README.md");
+
+/// The commands of the README's shell blocks that call the binary, without `sudo` and comments.
+fn commands() -> Vec<Vec<&'static str>> {
+    let blocks = README.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap_or(rest));
+    let lines = blocks.flat_map(str::lines).map(|line| line.split(" #").next().unwrap_or(line).trim());
+    let ours = lines.filter_map(|line| line.strip_prefix("sudo nixos-install-via "));
+    ours.map(|line| line.split_whitespace().collect()).collect()
+}
+
+#[test]
+fn the_readme_s_commands_do_what_it_says() {
+    let env = TestEnv::new();
+    let system = fixture("uefi");
+    let dir = env.path("laptop");
+    let image = env.image("sdb", 3072);
+    let mut ran = 0;
+    for words in commands() {
+        let words: Vec<&str> = words
+            .iter()
+            .map(|word| match *word {
+                "/backup/laptop" => dir.to_str().unwrap(),
+                "/dev/sdb" => image.to_str().unwrap(),
+                word => word,
+            })
+            .collect();
+        let ran_now = match words[0] {
+            "install-to-dir" => env.run(system.words(words[0], &words[1..])),
+            // What it would do is all that this machine, which may lack vfat, can show of it.
+            "install-to-disk" => env.run(system.words(words[0], &[&["--dry-run"], &words[1..]].concat())),
+            _ => env.run(&words),
+        };
+        let done = ran_now.ok();
+        if words[0] == "enter" {
+            assert_eq!(done.stdout.trim(), "fixture-uefi");
+        }
+        ran += 1;
+    }
+    assert_eq!(ran, 4);
+}
+
+#[test]
+fn the_commands_at_a_glance_are_those_that_there_are() {
+    let help = TestEnv::new().run(["--help"]).ok().stdout;
+    let table: Vec<&str> = README.lines().filter_map(|line| line.strip_prefix("| `")).collect();
+    for line in &table {
+        let name = line.split([' ', '`']).next().unwrap();
+        assert!(help.contains(&format!("  {name} ")), "{name}");
+    }
+    assert_eq!(table.len(), 5);
+}
