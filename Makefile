@@ -28,10 +28,10 @@ test: build $(FIXTURES) ## Run every test, virtual machines included
 	tests/needs.sh tests/packages/test
 	cargo test
 
-bench: build ## Measure install-to-dir against cp, rsync, tar and nix copy
+bench: build ## Measure install-to-dir against cp, rsync, tar and nix copy (BENCH_DIR=DIR elsewhere)
 	tests/needs.sh tests/packages/bench
 	cargo build --quiet --release --example bench
-	$(SUDO) target/release/examples/bench
+	$(SUDO) env $(if $(BENCH_DIR),BENCH_DIR=$(BENCH_DIR)) target/release/examples/bench
 
 lint: ## Check format, clippy and the shell scripts
 	tests/needs.sh tests/packages/build tests/packages/lint
