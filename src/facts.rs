@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::contents::{Contents, TableKind};
+use crate::disk::fstab::Name;
 use crate::disk::holders::Holder;
 use crate::disk::layout::DiskLayout;
 use crate::disk::picture::{self, Drawing, Part};
@@ -118,23 +119,26 @@ impl DiskFacts {
 }
 
 /// Tells which names of a layout a device of another disk has already, a sentence each.
-pub fn duplicated(layout: &DiskLayout, present: &[NamedDevice], target: &str) -> Vec<String> {
+///
+/// Only names that the system's fstab goes by can lead it astray: those are `used`.
+pub fn duplicated(layout: &DiskLayout, used: &[Name], present: &[NamedDevice], target: &str) -> Vec<String> {
     let mut told = Vec::new();
     for partition in &layout.partitions {
         let content = partition.content.as_ref();
         for other in present.iter().filter(|other| other.disk != target) {
-            let same = |what: &str, ours: Option<&str>, theirs: &Option<String>| {
-                let ours = ours?;
+            let same = |what: &str, ours: Option<&str>, theirs: &Option<String>, name: fn(String) -> Name| {
+                let ours = ours.filter(|ours| used.contains(&name((*ours).to_owned())))?;
                 let equal = theirs.as_deref().is_some_and(|theirs| theirs.eq_ignore_ascii_case(ours));
                 equal.then(|| format!("{} has the {what} {ours} too", other.node))
             };
-            told.extend(same("label", content.and_then(|c| c.label()), &other.label));
-            told.extend(same("UUID", content.and_then(|c| c.uuid()), &other.uuid));
-            told.extend(same("PARTLABEL", Some(&partition.name), &other.part_label));
+            told.extend(same("label", content.and_then(|c| c.label()), &other.label, Name::Label));
+            told.extend(same("UUID", content.and_then(|c| c.uuid()), &other.uuid, Name::Uuid));
+            told.extend(same("PARTLABEL", Some(&partition.name), &other.part_label, Name::PartLabel));
             told.extend(same(
                 "PARTUUID",
                 partition.uuid.map(|uuid| uuid.to_string()).as_deref(),
                 &other.part_uuid,
+                Name::PartUuid,
             ));
         }
     }
@@ -160,6 +164,8 @@ mod tests {
             ..NamedDevice::default()
         };
         let present = [device("/dev/sda", "nixos"), device("/dev/sdb", "nixos"), device("/dev/sdc", "data")];
-        assert_eq!(duplicated(disk, &present, "/dev/sdb"), ["/dev/sda1 has the label nixos too"]);
+        let used = [Name::Label("nixos".into())];
+        assert_eq!(duplicated(disk, &used, &present, "/dev/sdb"), ["/dev/sda1 has the label nixos too"]);
+        assert_eq!(duplicated(disk, &[], &present, "/dev/sdb"), [""; 0]);
     }
 }

@@ -99,7 +99,8 @@ impl fmt::Display for Plan {
         writeln!(f, "  closure {} store paths, {}", self.closure.paths, self.closure.bytes)?;
         for (title, lines) in [("now", &self.before), ("then", &self.after)] {
             for (number, line) in lines.iter().enumerate() {
-                writeln!(f, "{:10}{line}", if number == 0 { format!("\n  {title}") } else { String::new() })?;
+                let (gap, title) = if number == 0 { ("\n", title) } else { ("", "") };
+                writeln!(f, "{gap}  {title:8}{line}")?;
             }
         }
         writeln!(f)?;

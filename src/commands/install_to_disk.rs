@@ -11,6 +11,7 @@ use nix::fcntl::OFlag;
 use super::{confirm, own_mounts, print_plan, require_root, system};
 use crate::boot::loader::{self, Kind};
 use crate::cli::InstallToDisk;
+use crate::disk::fstab::{self, Name};
 use crate::disk::layout::{self, Architecture, DiskLayout, Layout};
 use crate::disk::table::Ids;
 use crate::disk::{derive, format};
@@ -126,7 +127,7 @@ fn disk_wishes(args: &InstallToDisk, wishes: &Wishes, facts: &DiskFacts) -> Resu
     };
     derive::check(&layout, &fstab).map_err(|error| refused(error.to_string()))?;
     let (_, disk) = layout.disk().map_err(|error| refused(error.to_string()))?;
-    notes.extend(twins(disk, facts));
+    notes.extend(twins(disk, facts, &fstab));
     Ok(DiskWishes {
         layout: disk.clone(),
         architecture,
@@ -157,8 +158,9 @@ fn wants(kind: Kind) -> layout::Loader {
 }
 
 /// Says which names will be there twice, for the machine may then boot one disk and mount the other.
-fn twins(disk: &DiskLayout, facts: &DiskFacts) -> Option<String> {
-    let twins = facts::duplicated(disk, &probe::named_devices(), &facts.node.to_string_lossy());
+fn twins(disk: &DiskLayout, facts: &DiskFacts, fstab: &str) -> Option<String> {
+    let used: Vec<Name> = fstab::parse(fstab).iter().map(fstab::Entry::name).collect();
+    let twins = facts::duplicated(disk, &used, &probe::named_devices(), &facts.node.to_string_lossy());
     (!twins.is_empty()).then(|| {
         format!(
             "{}; do not boot with both disks attached, or one may be mounted in place of the other",

@@ -58,7 +58,10 @@ fn system(named: Option<&Path>, from: &Path) -> Result<StorePath> {
             std::path::absolute(path).with_context(|| format!("finding {}", path.display()))?
         }
         Some(path) => {
-            return Err(usage(format!("{} is not absolute; name the system as ROOT sees it", path.display())));
+            return Err(usage(format!(
+                "{} is not absolute; name the system as ROOT sees it",
+                path.display()
+            )));
         }
         None => default_system(from)?,
     };

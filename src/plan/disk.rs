@@ -188,8 +188,9 @@ fn fits(disk: &DiskWishes, table: &Table, closure: Summary) -> Result<()> {
         let have = usable_size(slot.size, format(index));
         if have < closure.space {
             return Err(refused(format!(
-                "partition {} would have room for {have} and the system needs {}; choose a larger disk",
-                slot.name, closure.space
+                "the disk holds {} and its partition {} would have room for {have}, but the system needs {}; \
+                 choose a larger disk",
+                table.disk_size, slot.name, closure.space
             )));
         }
     }

@@ -4,18 +4,31 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
 use tempfile::TempDir;
 
 use super::PathInfo;
 use super::path::StorePath;
 use crate::size::Bytes;
+
+/// What is wrong with a database, or would be.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub enum DbError {
+    #[error(
+        "the Nix database does not know a path that {path} refers to (row {row}); \
+         repair it with nix-store --verify --check-contents --repair"
+    )]
+    MissingRow { path: String, row: String },
+    #[error("{path} refers to {reference}, which is neither valid nor about to be")]
+    MissingReference { path: StorePath, reference: StorePath },
+}
 
 /// A database open for reading.
 pub struct Database {
@@ -70,28 +83,16 @@ fn directory(root: &Path) -> PathBuf {
 }
 
 impl Database {
-    /// Opens the database of a root. None if the root has none.
-    ///
-    /// A database on a read-only medium is read in place, unless transactions wait in its write-ahead
-    /// log: then a copy is, for SQLite would not see them.
+    /// Opens the database of a root. None if the root has none, or one that Nix would make anew.
     pub fn open(root: &Path) -> Result<Option<Database>> {
         let path = directory(root).join("db.sqlite");
         let shown = || format!("opening the Nix database {}", path.display());
-        match fs::metadata(&path) {
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error).with_context(shown),
+        if !path.try_exists().with_context(shown)? || !check_schema(root)? {
+            return Ok(None);
         }
-        check_schema(root)?;
-        let (file, copy, immutable) = match writable(&directory(root)) {
-            true => (path.clone(), None, false),
-            false if size(&path.with_extension("sqlite-wal")) > 0 => {
-                let copy = copy(&path)?;
-                (copy.path().join("db.sqlite"), Some(copy), false)
-            }
-            false => (path.clone(), None, true),
-        };
-        let connection = connect(&file, immutable).with_context(shown)?;
+        let (connection, copy) = open_read_only(&path).with_context(shown)?;
+        // One snapshot for all questions, whatever a daemon commits meanwhile.
+        connection.execute_batch("begin").with_context(shown)?;
         Ok(Some(Database { connection, _copy: copy }))
     }
 
@@ -121,16 +122,22 @@ impl Database {
     }
 
     fn complete(&self, fields: Fields) -> Result<PathInfo> {
-        let context = || format!("reading what the Nix database says about {}", fields.path);
+        let path = fields.path.clone();
+        let context = || format!("reading what the Nix database says about {path}");
         let list = |query: &str| -> Result<Vec<(String, String)>> {
             let mut statement = self.connection.prepare_cached(query)?;
             let rows = statement.query_map([fields.id], |row| Ok((row.get(0)?, row.get(1)?)))?;
             Ok(rows.collect::<rusqlite::Result<_>>()?)
         };
+        // A left join, for a reference whose row is gone is a fault to tell, not to pass over.
         let references = list(
-            "select path, '' from Refs join ValidPaths on reference = id where referrer = ? order by path",
+            "select ifnull(path, ''), reference || '' from Refs left join ValidPaths on reference = id \
+             where referrer = ? order by path",
         )
         .with_context(context)?;
+        if let Some((_, row)) = references.iter().find(|(path, _)| path.is_empty()) {
+            bail!(DbError::MissingRow { path: fields.path, row: row.clone() });
+        }
         let outputs = match fields.path.ends_with(".drv") {
             true => list("select id, path from DerivationOutputs where drv = ? order by id")
                 .with_context(context)?,
@@ -183,21 +190,42 @@ fn fields(row: &Row<'_>) -> rusqlite::Result<Fields> {
     })
 }
 
-fn check_schema(root: &Path) -> Result<()> {
+// Tells whether there is a schema; without one, a first registration was interrupted.
+fn check_schema(root: &Path) -> Result<bool> {
     let path = directory(root).join("schema");
-    let schema = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    if schema.trim() != SCHEMA {
-        bail!(
+    match fs::read_to_string(&path) {
+        Ok(schema) if schema.trim() == SCHEMA => Ok(true),
+        Ok(schema) => bail!(
             "the Nix database of {} has schema {}, and this program knows schema {SCHEMA}; upgrade the older of the two",
             root.display(),
             schema.trim()
-        );
+        ),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
     }
-    Ok(())
 }
 
-fn writable(dir: &Path) -> bool {
-    nix::unistd::access(dir, nix::unistd::AccessFlags::W_OK).is_ok()
+// Reading a WAL database takes a shared-memory file beside it. Where none can be made, on a
+// read-only medium, nobody writes either, and the file can be read as it is; but transactions that
+// wait in a write-ahead log are seen only in a copy.
+fn open_read_only(path: &Path) -> Result<(Connection, Option<TempDir>)> {
+    let error = match connect(path, "mode=ro") {
+        Ok(connection) => return Ok((connection, None)),
+        Err(error) => error,
+    };
+    let unwritable = [ErrorCode::CannotOpen, ErrorCode::ReadOnly, ErrorCode::PermissionDenied];
+    if !error.sqlite_error_code().is_some_and(|code| unwritable.contains(&code)) || writable(path) {
+        return Err(error.into());
+    }
+    if size(&path.with_extension("sqlite-wal")) == 0 {
+        return Ok((connect(path, "mode=ro&immutable=1")?, None));
+    }
+    let copy = copy(path)?;
+    Ok((connect(&copy.path().join("db.sqlite"), "mode=rw")?, Some(copy)))
+}
+
+fn writable(path: &Path) -> bool {
+    path.parent().is_some_and(|dir| nix::unistd::access(dir, nix::unistd::AccessFlags::W_OK).is_ok())
 }
 
 fn size(path: &Path) -> u64 {
@@ -214,21 +242,20 @@ fn copy(path: &Path) -> Result<TempDir> {
     Ok(dir)
 }
 
-// WAL needs its shared memory beside the database even to read; reading alone never changes a row.
-fn connect(path: &Path, immutable: bool) -> rusqlite::Result<Connection> {
+fn connect(path: &Path, options: &str) -> rusqlite::Result<Connection> {
     let mut uri = String::from("file:");
-    for byte in path.to_string_lossy().bytes() {
+    for &byte in path.as_os_str().as_bytes() {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' => uri.push(byte.into()),
             _ => uri.push_str(&format!("%{byte:02x}")),
         }
     }
-    if immutable {
-        uri.push_str("?immutable=1");
-    }
-    let connection =
-        Connection::open_with_flags(uri, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI)?;
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(format!("{uri}?{options}"), flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
+    // Opening is lazy: the first question is what fails.
+    connection.query_row("select count(*) from sqlite_master", [], |_| Ok(()))?;
     Ok(connection)
 }
 
@@ -238,6 +265,7 @@ fn connect(path: &Path, immutable: bool) -> rusqlite::Result<Connection> {
 /// `paths` have to be on the disk already: the commit is what makes them valid.
 pub fn register(root: &Path, paths: &[PathInfo], now: i64) -> Result<()> {
     let context = || format!("writing the Nix database of {}", root.display());
+    check_schema(root).with_context(context)?;
     let _lock = lock(root).with_context(context)?;
     let mut connection = create(root).with_context(context)?;
     insert(&mut connection, paths, now).with_context(context)?;
@@ -248,15 +276,37 @@ pub fn register(root: &Path, paths: &[PathInfo], now: i64) -> Result<()> {
 }
 
 fn lock(root: &Path) -> Result<Flock<fs::File>> {
-    let dir = directory(root);
-    fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-    let path = dir.join("big-lock");
+    make_directories(root)?;
+    let path = directory(root).join("big-lock");
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
     let file = file.with_context(|| format!("opening {}", path.display()))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(lock),
         Err(_) => bail!("Nix is using this root; stop its nix-daemon, or choose another directory"),
     }
+}
+
+// 0755 whatever the umask, and no symlink: an absolute one would lead into our own database.
+fn make_directories(root: &Path) -> Result<()> {
+    let mut dir = root.to_owned();
+    for name in ["nix", "var", "nix", "db"] {
+        dir.push(name);
+        match fs::create_dir(&dir) {
+            Ok(()) => fs::set_permissions(&dir, PermissionsExt::from_mode(0o755))
+                .with_context(|| format!("setting the mode of {}", dir.display()))?,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                let meta = dir.symlink_metadata().with_context(|| format!("looking at {}", dir.display()))?;
+                if !meta.is_dir() {
+                    bail!(
+                        "{} is not a directory; move it away, for a root holds its own state",
+                        dir.display()
+                    );
+                }
+            }
+            Err(error) => return Err(error).with_context(|| format!("creating {}", dir.display())),
+        }
+    }
+    Ok(())
 }
 
 fn create(root: &Path) -> Result<Connection> {
@@ -268,12 +318,12 @@ fn create(root: &Path) -> Result<Connection> {
     connection.pragma_update(None, "foreign_keys", true).context("switching foreign keys on")?;
     // The commit is on the disk when it returns, whatever else is not.
     connection.pragma_update(None, "synchronous", "full").context("switching syncing on")?;
-    connection.execute_batch(TABLES).context("creating the tables")?;
     Ok(connection)
 }
 
-fn insert(connection: &mut Connection, paths: &[PathInfo], now: i64) -> rusqlite::Result<()> {
-    let transaction = connection.transaction()?;
+fn insert(connection: &mut Connection, paths: &[PathInfo], now: i64) -> Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(TABLES).context("creating the tables")?;
     {
         let mut path = transaction.prepare(
             "insert into ValidPaths (path, hash, registrationTime, deriver, narSize, ultimate, sigs, ca) \
@@ -281,8 +331,8 @@ fn insert(connection: &mut Connection, paths: &[PathInfo], now: i64) -> rusqlite
              hash = ?2, narSize = ?5, ultimate = ?6, sigs = ?7, ca = ?8",
         )?;
         let mut reference = transaction.prepare(
-            "insert or replace into Refs (referrer, reference) \
-             select (select id from ValidPaths where path = ?1), (select id from ValidPaths where path = ?2)",
+            "insert or replace into Refs (referrer, reference) select referrer.id, reference.id \
+             from ValidPaths referrer, ValidPaths reference where referrer.path = ? and reference.path = ?",
         )?;
         let mut output = transaction.prepare(
             "insert or replace into DerivationOutputs (drv, id, path) \
@@ -308,14 +358,198 @@ fn insert(connection: &mut Connection, paths: &[PathInfo], now: i64) -> rusqlite
         }
         for info in paths {
             for target in &info.references {
-                reference.execute([info.path.to_string(), target.to_string()])?;
+                if reference.execute([info.path.to_string(), target.to_string()])? == 0 {
+                    bail!(DbError::MissingReference { path: info.path.clone(), reference: target.clone() });
+                }
             }
         }
     }
-    transaction.commit()
+    Ok(transaction.commit()?)
 }
 
 // Last: Nix makes a new database over whatever is there as long as there is no schema.
 fn publish_schema(root: &Path) -> Result<()> {
     crate::sys::file::publish(&directory(root).join("schema"), SCHEMA.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::Silent;
+    use crate::store::closure;
+    use crate::store::testing::{Nix, Writing};
+
+    fn path(letter: &str) -> StorePath {
+        StorePath::from_base_name(&format!("{}-{letter}", letter.repeat(32))).unwrap()
+    }
+
+    fn info(letter: &str, references: &[&str]) -> PathInfo {
+        PathInfo {
+            path: path(letter),
+            nar_hash: format!("sha256:{}", "ab".repeat(32)).parse().unwrap(),
+            nar_size: Bytes(120),
+            references: references.iter().map(|letter| path(letter)).collect(),
+            deriver: Some(format!("/nix/store/{}-x.drv", "d".repeat(32))),
+            registration_time: 7,
+            ultimate: true,
+            signatures: Some("key:c2ln other:c2ln".into()),
+            content_address: Some("text:sha256:0c5m".into()),
+            outputs: Vec::new(),
+        }
+    }
+
+    fn schema(root: &Path) -> Vec<(String, String, Option<String>)> {
+        let connection = Connection::open(directory(root).join("db.sqlite")).unwrap();
+        let mut query =
+            connection.prepare("select type, name, sql from sqlite_master order by rowid").unwrap();
+        let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
+        rows.map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn a_new_database_is_to_the_letter_what_nix_makes() {
+        let nix = Nix::new();
+        nix.store(["--verify"]);
+        let ours = tempfile::tempdir().unwrap();
+        register(ours.path(), &[], 1).unwrap();
+        assert_eq!(schema(ours.path()), schema(nix.root()));
+        for name in ["schema", "big-lock", "db.sqlite", "."] {
+            let mode = |root: &Path| fs::metadata(directory(root).join(name)).unwrap().permissions().mode();
+            assert_eq!(mode(ours.path()), mode(nix.root()), "{name}");
+        }
+        let text = |root: &Path| fs::read(directory(root).join("schema")).unwrap();
+        assert_eq!(text(ours.path()), text(nix.root()));
+        let left: Vec<_> =
+            fs::read_dir(directory(ours.path())).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left.len(), 3, "{left:?}");
+    }
+
+    #[test]
+    fn every_column_comes_back_and_a_path_may_refer_to_itself() {
+        let root = tempfile::tempdir().unwrap();
+        let mut derivation = info("b", &["a", "b"]);
+        derivation.path = StorePath::from_base_name(&format!("{}-b.drv", "b".repeat(32))).unwrap();
+        derivation.references = vec![path("a"), derivation.path.clone()];
+        derivation.outputs =
+            vec![("dev".into(), "/nix/store/x".into()), ("out".into(), "/nix/store/y".into())];
+        let batch = [info("a", &[]), derivation];
+        register(root.path(), &batch, 42).unwrap();
+        let database = Database::open(root.path()).unwrap().unwrap();
+        for info in &batch {
+            let read = database.info(&info.path).unwrap().unwrap();
+            assert_eq!(read, PathInfo { registration_time: 42, ..info.clone() });
+        }
+        assert_eq!(database.info(&path("c")).unwrap(), None);
+    }
+
+    #[test]
+    fn registering_again_updates_and_keeps_the_time_as_nix_does() {
+        let root = tempfile::tempdir().unwrap();
+        register(root.path(), &[info("a", &[])], 1).unwrap();
+        let changed = PathInfo { signatures: None, nar_size: Bytes(200), ..info("a", &[]) };
+        for _ in 0..2 {
+            register(root.path(), std::slice::from_ref(&changed), 2).unwrap();
+        }
+        let database = Database::open(root.path()).unwrap().unwrap();
+        let read = database.info(&path("a")).unwrap().unwrap();
+        assert_eq!(read, PathInfo { registration_time: 1, ..changed });
+        assert_eq!(database.all().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_batch_with_a_missing_reference_leaves_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let error = register(root.path(), &[info("a", &[]), info("b", &["c"])], 1).unwrap_err();
+        let expected = DbError::MissingReference { path: path("b"), reference: path("c") };
+        assert_eq!(error.downcast_ref(), Some(&expected));
+        assert!(Database::open(root.path()).unwrap().is_none(), "Nix would make it anew");
+        register(root.path(), &[info("a", &[])], 1).unwrap();
+        assert_eq!(Database::open(root.path()).unwrap().unwrap().all().unwrap(), [path("a")]);
+    }
+
+    #[test]
+    fn a_missing_row_is_told_with_the_path_that_needs_it() {
+        let root = tempfile::tempdir().unwrap();
+        register(root.path(), &[info("a", &[]), info("b", &["a"])], 1).unwrap();
+        let connection = Connection::open(directory(root.path()).join("db.sqlite")).unwrap();
+        connection
+            .execute_batch(&format!(
+                "pragma foreign_keys = off; delete from ValidPaths where path = '{}'",
+                path("a")
+            ))
+            .unwrap();
+        drop(connection);
+        let error = closure::read(root.path(), &path("b"), &Silent).unwrap_err();
+        assert!(format!("{error:#}").contains(&path("b").to_string()), "{error:#}");
+        assert!(matches!(error.downcast_ref(), Some(DbError::MissingRow { .. })), "{error:#}");
+        let error = closure::read(root.path(), &path("a"), &Silent).unwrap_err();
+        assert!(format!("{error:#}").contains(&path("a").to_string()), "{error:#}");
+    }
+
+    #[test]
+    fn what_waits_in_the_log_is_read_beside_its_writer_and_on_a_read_only_medium() {
+        let root = tempfile::tempdir().unwrap();
+        register(root.path(), &[info("a", &[])], 1).unwrap();
+        let dir = directory(root.path());
+        let writer = Connection::open(dir.join("db.sqlite")).unwrap();
+        writer
+            .execute_batch(&format!(
+                "pragma wal_autocheckpoint = 0; insert into ValidPaths (path, hash, registrationTime) \
+                 values ('{}', 'sha256:{}', 3)",
+                path("b"),
+                "cd".repeat(32)
+            ))
+            .unwrap();
+        assert!(size(&dir.join("db.sqlite-wal")) > 0);
+        let both = |root: &Path| Database::open(root).unwrap().unwrap().all().unwrap();
+        assert_eq!(both(root.path()), [path("a"), path("b")]);
+
+        // A medium taken from a machine that lost power: the log is there, its shared memory is not.
+        for log in [true, false] {
+            let medium = tempfile::tempdir().unwrap();
+            let copy = directory(medium.path());
+            fs::create_dir_all(&copy).unwrap();
+            fs::write(copy.join("schema"), SCHEMA).unwrap();
+            fs::copy(dir.join("db.sqlite"), copy.join("db.sqlite")).unwrap();
+            if log {
+                fs::copy(dir.join("db.sqlite-wal"), copy.join("db.sqlite-wal")).unwrap();
+            }
+            let expected = if log { vec![path("a"), path("b")] } else { vec![path("a")] };
+            crate::store::testing::on_read_only_medium(medium.path(), || {
+                assert_eq!(both(medium.path()), expected, "log: {log}");
+            });
+            assert!(!copy.join("db.sqlite-shm").exists());
+        }
+
+        // A change that is not committed is not there, and does not keep a reader waiting.
+        writer.execute_batch("begin immediate; delete from ValidPaths").unwrap();
+        assert_eq!(both(root.path()).len(), 2);
+    }
+
+    #[test]
+    fn an_unknown_schema_is_refused_before_anything_is_read_or_written() {
+        let root = tempfile::tempdir().unwrap();
+        register(root.path(), &[], 1).unwrap();
+        fs::write(directory(root.path()).join("schema"), "11").unwrap();
+        assert!(Database::open(root.path()).err().unwrap().to_string().contains("schema 11"));
+        let error = register(root.path(), &[], 1).unwrap_err();
+        assert!(format!("{error:#}").contains("schema 11"), "{error:#}");
+    }
+
+    #[test]
+    fn state_that_is_a_symlink_is_not_followed() {
+        let (root, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::os::unix::fs::symlink(other.path(), root.path().join("nix")).unwrap();
+        assert!(register(root.path(), &[], 1).is_err());
+        assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_root_that_nix_is_using_is_not_written() {
+        let root = tempfile::tempdir().unwrap();
+        register(root.path(), &[], 1).unwrap();
+        let _user = Writing::shared(&directory(root.path()).join("big-lock"));
+        let error = register(root.path(), &[], 1).unwrap_err();
+        assert!(format!("{error:#}").contains("Nix is using this root"), "{error:#}");
+    }
 }

@@ -9,6 +9,8 @@ pub mod lanes;
 pub mod nar;
 pub mod path;
 pub mod scan;
+#[cfg(test)]
+mod testing;
 pub mod tree;
 pub mod verify;
 

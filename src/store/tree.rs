@@ -19,7 +19,7 @@ use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
 // Shorter runs of zeros cost more as an extent of their own than as blocks.
 const HOLE: u64 = 64 << 10;
-const ZEROS: [u8; HOLE as usize] = [0; HOLE as usize];
+static ZEROS: [u8; HOLE as usize] = [0; HOLE as usize];
 
 /// The time stamp of everything in a store: one second after the epoch.
 const MTIME: TimeSpec = TimeSpec::new(1, 0);

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -82,10 +81,9 @@ impl World {
         command.env("BINARY", &self.binary).env("ROOT", &self.root).env("SYSTEM", &self.system);
         command.env("TARGET", &self.target).env("LC_ALL", "C").env("NIX_REMOTE", "");
         command.env("NIX_CONFIG", "build-users-group =\nexperimental-features = nix-command\nsubstituters =");
-        command.stdout(Stdio::null()).process_group(0);
-        let status = command.status().expect("GNU time is installed");
+        let output = command.stdin(Stdio::null()).output().expect("GNU time is installed");
         let wall = begin.elapsed().as_secs_f64();
-        assert!(status.success(), "`{script}` failed");
+        assert!(output.status.success(), "`{script}` failed: {}", String::from_utf8_lossy(&output.stderr));
         let report = fs::read_to_string(&report).expect("time reports");
         let numbers: Vec<f64> =
             report.split_whitespace().map(|word| word.parse().expect("a number")).collect();

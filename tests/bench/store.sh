@@ -13,8 +13,8 @@ export NIX_CONFIG='build-users-group =
 substituters =' NIX_REMOTE=
 
 # What a development machine has: compilers, interpreters, a desktop's libraries, fonts, documentation, kernel headers.
-seeds='build-essential clang cmake gdb git python3-scipy python3-matplotlib perl-doc emacs-nox vim
-    texlive-latex-base fonts-noto-core openjdk-17-jdk-headless linux-headers-amd64 python3-doc postgresql ffmpeg gimp'
+seeds='build-essential cmake gdb git python3-scipy python3-matplotlib perl-doc emacs-nox vim texlive-latex-base
+    fonts-noto-core linux-headers-amd64 python3-doc postgresql ffmpeg gimp'
 
 echo "bench: choosing packages" >&2
 : >"$dir/no-packages"

@@ -1,5 +1,6 @@
 //! `install-to-dir`, `verify` and `enter`, judged by the real Nix.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -7,12 +8,8 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::Instant;
 
-use crate::env::{BINARY, Ran, System, TestEnv, fixture, in_root, small_system};
+use crate::env::{BINARY, Ran, System, TestEnv, fixture, in_root, small_system, text};
 use crate::real_nix;
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("test paths are plain")
-}
 
 fn link(path: &Path) -> String {
     fs::read_link(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).display().to_string()
@@ -41,12 +38,12 @@ fn assert_a_good_root(root: &Path, system: &System) {
     assert_eq!((store.mode() & 0o7777, store.uid(), store.gid()), (0o1775, 0, 30000));
     assert_eq!(fs::metadata(root.join("nix/var/nix/db/db.sqlite")).unwrap().mode() & 0o777, 0o644);
     assert_eq!(fs::metadata(root.join("tmp")).map(|tmp| tmp.mode() & 0o7777).unwrap_or(0o1777), 0o1777);
-    assert_canonical(&root.join("nix/store"), &system.root.join("nix/store"));
+    assert_canonical(&root.join("nix/store"));
 }
 
-/// Every object is root's, of one time and one of two modes, and hard links stay hard links.
+/// Every object is root's, of one time and one of two modes.
 #[track_caller]
-fn assert_canonical(store: &Path, source: &Path) {
+fn assert_canonical(store: &Path) {
     let wrong = Command::new("find")
         .arg(store)
         .args(["-mindepth", "1", "("])
@@ -57,16 +54,31 @@ fn assert_canonical(store: &Path, source: &Path) {
         .unwrap();
     assert!(wrong.status.success(), "{}", String::from_utf8_lossy(&wrong.stderr));
     assert_eq!(String::from_utf8_lossy(&wrong.stdout), "", "these are not as Nix has them");
-    let linked = |store: &Path| {
-        let mut command = Command::new("find");
-        let found =
-            command.current_dir(store).args([".", "-type", "f", "-links", "+1", "-printf", "%P\\n"]).output();
-        let mut names: Vec<String> =
-            String::from_utf8_lossy(&found.unwrap().stdout).lines().map(String::from).collect();
-        names.sort();
-        names
-    };
-    assert_eq!(linked(store), linked(source), "hard links");
+}
+
+/// Files that share their contents in the source do so in the copy.
+#[track_caller]
+fn assert_same_sharing(root: &Path, system: &System) {
+    let [here, there] = [root, &system.root].map(|root| hard_links(&root.join("nix/store")));
+    let other = here.iter().find(|group| !there.contains(group));
+    let other = other.or_else(|| there.iter().find(|group| !here.contains(group)));
+    assert!(other.is_none(), "hard links differ: {other:?}");
+}
+
+/// The groups of names that share a file. Empty files have nothing to share.
+fn hard_links(store: &Path) -> Vec<Vec<String>> {
+    let mut find = Command::new("find");
+    find.current_dir(store).args([".", "-type", "f", "-size", "+0", "-links", "+1", "-printf", "%i %P\\0"]);
+    let found = find.output().unwrap().stdout;
+    let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for line in String::from_utf8_lossy(&found).split_terminator('\0') {
+        let (inode, name) = line.split_once(' ').expect("as find was told");
+        groups.entry(inode.to_owned()).or_default().push(name.to_owned());
+    }
+    let mut groups: Vec<_> = groups.into_values().collect();
+    groups.iter_mut().for_each(|group| group.sort());
+    groups.sort();
+    groups
 }
 
 #[track_caller]
@@ -92,6 +104,7 @@ fn a_small_system_arrives_as_nix_would_have_it() {
     let (system, dir) = (small_system(env.path("source")), env.path("target"));
     env.run(system.words("install-to-dir", &[text(&dir)])).ok();
     assert_a_good_root(&dir, &system);
+    assert_same_sharing(&dir, &system);
     assert_same_to_nix(&dir, &system);
 }
 
@@ -101,6 +114,7 @@ fn a_real_system_arrives_as_nix_would_have_it() {
     let (system, dir) = (fixture("uefi"), env.path("target"));
     env.run(system.words("install-to-dir", &[text(&dir)])).ok();
     assert_a_good_root(&dir, &system);
+    assert_same_sharing(&dir, &system);
     env.run(["verify", text(&dir)]).ok();
     assert_same_to_nix(&dir, &system);
 }

@@ -1,19 +1,16 @@
 //! `install-to-disk` says no: to disks in use, to what is no disk, to layouts that make no sense.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::env::{BINARY, Loop, Ran, System, TestEnv, digest, small_system, tool};
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("test paths are plain")
-}
+use crate::env::{BINARY, Loop, Ran, System, TestEnv, digest, fixture, text, tool};
 
 /// Runs `install-to-disk --yes` on a disk of ours, which has to stay as it is.
 #[track_caller]
 fn refuse(env: &TestEnv, image: &Path, device: &str) -> Ran {
-    let system = small_system(env.path("source"));
+    let system = fixture("uefi");
     let before = digest(image);
     let ran = env.run(system.words("install-to-disk", &[device])).refused().says_a_sentence();
     assert_eq!(digest(image), before, "the disk changed");
@@ -93,9 +90,13 @@ fn a_read_only_disk_is_refused() {
 #[test]
 fn a_disk_too_small_is_refused_with_both_sizes() {
     let env = TestEnv::new();
-    let image = env.image("disk.img", 8);
-    let disk = Loop::new(&image, &[]);
-    refuse(&env, &image, disk.name()).stderr_has("8.0 MiB");
+    // One that does not hold its table, and one whose root would not hold the system.
+    for (mib, word) in [(8, "8 MiB"), (512, "partition root")] {
+        let image = env.image("disk.img", mib);
+        let disk = Loop::new(&image, &[]);
+        let ran = refuse(&env, &image, disk.name()).stderr_has(word);
+        assert!(ran.stderr.matches("MiB").count() >= 2, "{ran}");
+    }
 }
 
 /// The disk that this machine runs from. Asked for its plan only, and without leave to act.
@@ -107,7 +108,7 @@ fn the_disk_this_machine_runs_from_is_refused() {
     let Some(disk) = sources.find(|source| Path::new(source).exists() && source.starts_with("/dev/")) else {
         panic!("this machine runs from no disk, so there is none to refuse");
     };
-    let System { root, toplevel } = small_system(env.path("source"));
+    let System { root, toplevel } = fixture("uefi");
     let words = ["install-to-disk", "--dry-run", "--from", text(&root), "--system", &toplevel, disk];
     env.run(words).refused().says_a_sentence();
 }
@@ -115,7 +116,7 @@ fn the_disk_this_machine_runs_from_is_refused() {
 #[test]
 fn what_is_no_disk_is_refused() {
     let env = TestEnv::new();
-    let system = small_system(env.path("source"));
+    let system = fixture("uefi");
     fs::create_dir(env.path("directory")).unwrap();
     for target in ["directory", "/dev/null", "absent.img", "/dev/absent"] {
         let ran = env.run(system.words("install-to-disk", &[target])).says_a_sentence().stderr_has(target);
@@ -125,23 +126,42 @@ fn what_is_no_disk_is_refused() {
 }
 
 #[test]
+fn a_layout_that_makes_no_sense_is_refused_by_name() {
+    let env = TestEnv::new();
+    let image = env.image("disk.img", 3072);
+    let disk = Loop::new(&image, &[]);
+    let system = fixture("uefi");
+    let esp = r#"{"name":"ESP","type":"esp","size":"256M","content":{"type":"filesystem","format":"vfat","label":"ESP","mountpoint":"/boot"}}"#;
+    let root = r#"{"name":"root","type":"root","size":"100%","content":{"type":"filesystem","format":"ext4","label":"nixos","mountpoint":"/"}}"#;
+    let main = |partitions: &str| format!(r#"{{"disks":{{"main":{{"partitions":[{partitions}]}}}}}}"#);
+    for (layout, word) in [
+        ("not json".to_owned(), "layout.json"),
+        ("{}".to_owned(), "disks"),
+        (main(""), "/"),
+        (main(esp), "/"),
+        (main(&format!("{esp},{}", root.replace("nixos", "other"))), "nixos"),
+        (main(&format!("{esp},{}", root.replace("ext4", "zfs"))), "zfs"),
+        (main(&format!("{esp},{}", root.replace("100%", "1T"))), "TiB"),
+        (main(&format!("{esp},{}", root.replace("100%", "-5"))), "-5"),
+        (main(&format!("{root},{root}")), "root"),
+        (main(&format!("{esp},{}", root.replace("\"mountpoint\"", "\"mount\""))), "mount"),
+    ] {
+        let file = env.path("layout.json");
+        fs::write(&file, &layout).unwrap();
+        let ran = env.run(system.words("install-to-disk", &["--layout", text(&file), disk.name()]));
+        let ran = ran.says_a_sentence().stderr_has(word);
+        assert!(matches!(ran.code(), Some(1..=3)), "{ran}");
+        assert_eq!(fs::metadata(&image).map(|meta| meta.blocks()).unwrap(), 0, "{layout} was written: {ran}");
+    }
+}
+
+#[test]
 fn without_a_terminal_it_wants_yes() {
     let env = TestEnv::new();
     let image = env.image("disk.img", 3072);
     let disk = Loop::new(&image, &[]);
-    let System { root, toplevel } = small_system(env.path("source"));
-    let layout = env.path("layout.json");
-    fs::write(&layout, ROOT_ONLY).unwrap();
-    let words = [
-        "install-to-disk",
-        "--from",
-        text(&root),
-        "--system",
-        &toplevel,
-        "--layout",
-        text(&layout),
-        disk.name(),
-    ];
+    let System { root, toplevel } = fixture("uefi");
+    let words = ["install-to-disk", "--from", text(&root), "--system", &toplevel, disk.name()];
     let before = digest(&image);
     env.run(words).refused().says_a_sentence().stderr_has("--yes");
     assert_eq!(digest(&image), before);
@@ -172,5 +192,3 @@ fn the_name_it_is_called_by_is_a_command() {
     let output = Command::new(&name).arg("--help").output().unwrap();
     Ran::new("install-to-disk --help".into(), output).ok().stdout_has("DISK|IMAGE");
 }
-
-const ROOT_ONLY: &str = r#"{ "disk": { "partitions": [] } }"#;

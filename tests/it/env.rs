@@ -154,6 +154,10 @@ impl System {
     }
 }
 
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("test paths are plain")
+}
+
 pub fn in_root(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
 }

@@ -137,14 +137,17 @@ pub fn esp(image: &Path) -> Option<u64> {
     Some(u64::from_le_bytes(entry[32..40].try_into().expect("eight bytes")) * SECTOR)
 }
 
-/// Does firmware find anything to start on this disk?
+/// Does firmware find a loader on this disk, and the loader a system?
 pub fn is_bootable(image: &Path) -> bool {
     let Some(offset) = esp(image) else { return false };
     let place = format!("{}@@{offset}", image.display());
-    let mut command = Command::new("mtype");
-    command.env("MTOOLS_SKIP_CHECK", "1").args(["-i", &place, "::/EFI/BOOT/BOOTX64.EFI"]);
-    command.stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
-    command.status().expect("mtools is installed").success()
+    let holds = |name: &str| {
+        let mut command = Command::new("mdir");
+        command.env("MTOOLS_SKIP_CHECK", "1").args(["-b", "-i", &place, name]);
+        let output = command.stdin(Stdio::null()).output().expect("mtools is installed");
+        output.status.success() && !output.stdout.is_empty()
+    };
+    holds("::/EFI/BOOT/BOOTX64.EFI") && holds("::/loader/entries/*.conf")
 }
 
 /// The boot code, the table and what lies before the first file system but the ESP's own blocks.
