@@ -168,6 +168,7 @@ mod tests {
     use std::io::{BufRead, BufReader, Read};
     use std::os::unix::fs::FileExt;
     use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
 
     const LAYOUT: &str = r#"{"disks": {"main": {"partitions": [
         {"name": "ESP", "type": "esp", "size": "40M", "content": {"type": "filesystem", "format": "vfat", "label": "ESP"}},
@@ -226,10 +227,26 @@ mod tests {
         fs::read_dir("/sys/class/block").unwrap().flatten().any(|entry| file(&entry.path()).contains(path))
     }
 
+    /// Waits a moment: a program that another test is starting has our open files until its exec.
+    #[track_caller]
+    fn soon(what: &str, is_so: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !is_so() {
+            assert!(Instant::now() < deadline, "{what}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[track_caller]
+    fn assert_detached(dir: &Path) {
+        soon("something stays attached", || !attached(dir));
+    }
+
     /// The partitions of a loop device are no more, or it is somebody else's by now.
+    #[track_caller]
     fn assert_gone(whole: &Path, nodes: &[PathBuf]) {
         let taken = Path::new("/sys/class/block").join(whole.file_name().unwrap()).join("loop");
-        assert!(nodes.iter().all(|node| !node.exists()) || taken.exists(), "{nodes:?} of {whole:?} are left");
+        soon("partitions are left", || nodes.iter().all(|node| !node.exists()) || taken.exists());
     }
 
     fn table_for(image: &Image) -> Table {
@@ -241,8 +258,8 @@ mod tests {
     #[test]
     fn each_partition_is_where_the_table_says_and_parallel_runs_do_not_meet() {
         let dir = tempfile::tempdir().unwrap();
-        let run = |name: &str| {
-            let mut image = Image::create(&dir.path().join(name), Bytes::gib(1)).unwrap();
+        let run = |name: String| {
+            let mut image = Image::create(&dir.path().join(&name), Bytes::gib(1)).unwrap();
             let table = table_for(&image);
             let (whole, nodes) = image.partition(&table).unwrap();
             let words = |slot: &table::Slot| format!("{:>64}", format!("{name} {}", slot.name));
@@ -258,14 +275,15 @@ mod tests {
             }
             let path = whole.path().to_owned();
             whole.finish().unwrap();
-            assert_gone(&path, &nodes);
+            (path, nodes)
         };
-        std::thread::scope(|scope| {
-            for name in ["one", "two", "three", "four"] {
-                scope.spawn(move || (0..5).for_each(|_| run(name)));
-            }
+        let runs = |name: &str| (0..5).map(|round| run(format!("{name}{round}"))).collect::<Vec<_>>();
+        let used = std::thread::scope(|scope| {
+            let running = ["a", "b", "c", "d"].map(|name| scope.spawn(move || runs(name)));
+            running.map(|thread| thread.join().unwrap())
         });
-        assert!(!attached(dir.path()));
+        assert_detached(dir.path());
+        used.iter().flatten().for_each(|(path, nodes)| assert_gone(path, nodes));
     }
 
     const KILLED: &str = "IMAGE_OF_THE_KILLED";
@@ -303,7 +321,7 @@ mod tests {
         assert!(held[1].exists());
         holder.kill().unwrap();
         holder.wait().unwrap();
-        assert!(!attached(dir.path()));
+        assert_detached(dir.path());
         assert_gone(&held[0], &held[1..]);
     }
 
@@ -329,7 +347,7 @@ mod tests {
             let found = contents::look(&mut file, Bytes::gib(1), 512).unwrap();
             let kinds: Vec<String> = found.partitions.into_iter().map(|p| p.content.unwrap().kind).collect();
             assert_eq!(kinds, ["vfat", "swap", "xfs", "ext4", "btrfs"]);
-            assert!(!attached(dir.path()));
+            assert_detached(dir.path());
             // Sparse: only what was written takes room.
             use std::os::unix::fs::MetadataExt;
             assert!(file.metadata().unwrap().blocks() * 512 < 300 << 20);
@@ -356,7 +374,7 @@ mod tests {
             fill(disk_layout, &table, &devices, dir.path());
             drop(shared);
             assert!(Command::new("losetup").arg("--detach").arg(&target).status().unwrap().success());
-            assert!(!attached(dir.path()));
+            assert_detached(dir.path());
             assert_gone(&target, &devices);
             let error = Disk::open(Path::new("/dev/null")).unwrap_err();
             assert!(error.to_string().contains("no block device"), "{error}");
@@ -368,12 +386,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk.img");
         for _ in 0..2 {
-            let mut image = Image::create(&path, Bytes::gib(1)).unwrap();
+            let image = std::cell::OnceCell::new();
+            soon("the lock stays", || {
+                Image::create(&path, Bytes::gib(1)).is_ok_and(|made| image.set(made).is_ok())
+            });
+            let mut image = image.into_inner().expect("it was made soon");
             let table = table_for(&image);
             drop(image.partition(&table).unwrap());
             assert!(!path.exists());
         }
-        assert!(!attached(dir.path()));
+        assert_detached(dir.path());
     }
 
     #[test]
@@ -404,7 +426,7 @@ mod tests {
                     mount.finish().unwrap();
                     device.finish().unwrap();
                 }
-                assert!(!attached(dir.path()));
+                assert_detached(dir.path());
             }
         });
     }
