@@ -45,7 +45,7 @@ fn main() {
 
     stage("The running system installs itself on /dev/vdb, with what it has in its own closure.");
     show(&mut running, "/run/current-system/bin/install-to-disk --yes /dev/vdb");
-    show(&mut running, "lsblk --output NAME,SIZE,FSTYPE,LABEL,MOUNTPOINTS /dev/vdb");
+    show(&mut running, "blkid /dev/vdb1 /dev/vdb2");
     running.power_off();
 
     stage(
@@ -55,8 +55,8 @@ fn main() {
     clone.wait_serial("login:", BOOT);
     stage("It boots to a login prompt:");
     let serial = clone.serial();
-    let lines: Vec<&str> = serial.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    say(&lines[lines.len().saturating_sub(4)..]);
+    let greeting = serial.find("<<< Welcome").unwrap_or(0);
+    say(&serial[greeting..].lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>());
     clone.wait_shell(BOOT);
     show(&mut clone, "findmnt --real --output TARGET,SOURCE,FSTYPE,LABEL");
     show(&mut clone, "readlink /run/booted-system");

@@ -39,7 +39,7 @@ fn whatever_stops_an_installation_the_disk_does_not_boot_and_the_next_run_is_cle
         let left = vm.long_sh(
             LONG,
             &format!(
-                "{INSTALL} >{LOG} 2>&1 & sleep {delay:.2}; kill -9 $! && echo killed; wait $!; sleep 1; \
+                "{INSTALL} >{LOG} 2>&1 & sleep {delay:.2}; kill -9 $! && {{ wait $! 2>/dev/null; echo killed; }}; sleep 1; \
                  losetup --all; findmnt --list | grep vdb; pgrep -f /dev/vdb; sync; true"
             ),
         );
