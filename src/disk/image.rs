@@ -3,11 +3,9 @@
 //! The partitions' nodes are the loop device's own, as on a disk: GRUB finds the disk of a partition
 //! by them, and what is written through one is seen through the other. A new image grows under a temporary name and is renamed when it is whole.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::libc;
@@ -110,9 +108,9 @@ impl Image {
             .mode(0o600)
             .open(&growing)
             .with_context(opening)?;
-        lock(&file).with_context(|| {
-            format!("{} is being written by another installation; wait for its end", growing.display())
-        })?;
+        if file.try_lock().is_err() {
+            bail!("{} is being written by another installation; wait for its end", growing.display());
+        }
         let size = Bytes(file.metadata().with_context(opening)?.len());
         Ok(Image { path: path.to_owned(), growing, file, size })
     }
@@ -140,20 +138,6 @@ impl Image {
         let dir = self.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         files::sync_dir(dir)
     }
-}
-
-// A program that another thread starts holds all our descriptors, and so our locks, until its exec.
-const LOCK_TRIES: u32 = 40;
-const LOCK_PAUSE: Duration = Duration::from_millis(25);
-
-fn lock(file: &File) -> Result<(), TryLockError> {
-    for _ in 1..LOCK_TRIES {
-        if file.try_lock().is_ok() {
-            return Ok(());
-        }
-        sleep(LOCK_PAUSE);
-    }
-    file.try_lock()
 }
 
 #[cfg(test)]
