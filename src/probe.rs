@@ -286,6 +286,22 @@ fn udev_name(name: &str) -> String {
     name.chars().map(|c| if plain(c) { c.to_string() } else { format!("\\x{:02x}", u32::from(c)) }).collect()
 }
 
+/// Tells whether this machine's kernel can mount a kind of file system, or has a module that lets it.
+pub fn can_mount(kind: &str) -> bool {
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if known.lines().any(|line| line.rsplit('\t').next() == Some(kind)) {
+        return true;
+    }
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    // NixOS keeps them with the system that was booted.
+    let places = ["/run/booted-system/kernel-modules/lib/modules", "/lib/modules"];
+    let lists = places.iter().flat_map(|place| {
+        ["modules.dep", "modules.builtin"].map(|list| Path::new(place).join(release.trim()).join(list))
+    });
+    let module = format!("/{kind}.ko");
+    lists.into_iter().any(|list| fs::read_to_string(list).is_ok_and(|list| list.contains(&module)))
+}
+
 /// Reads the names of every disk and partition of this machine.
 pub fn named_devices() -> Vec<NamedDevice> {
     let mut all = Vec::new();
@@ -399,5 +415,11 @@ mod tests {
             assert_eq!(fstab::undo_udev(&udev_name(name)), name);
         }
         assert_eq!(udev_name("a b"), "a\\x20b");
+    }
+
+    #[test]
+    fn what_the_kernel_cannot_mount_is_known_before() {
+        assert!(can_mount("ext4"));
+        assert!(!can_mount("nonsensefs"));
     }
 }

@@ -53,6 +53,7 @@ pub fn run(args: &InstallToDisk) -> Result<()> {
     if !common.yes && facts.kind != DiskKind::NewImage {
         ask(&plan, &facts)?;
     }
+    mountable(&disk_wishes.layout)?;
     own_mounts()?;
     let shown = facts.path.display();
     interrupt::say(format!("{shown} does not boot now: run the same command again to start over"));
@@ -63,6 +64,17 @@ pub fn run(args: &InstallToDisk) -> Result<()> {
     let text = format!("{shown} boots {}", wishes.system.name());
     progress.event(Event::Done { text });
     Ok(())
+}
+
+fn mountable(disk: &DiskLayout) -> Result<()> {
+    let mounts = disk.mounts();
+    let Some(mount) = mounts.iter().find(|mount| !probe::can_mount(mount.format.name())) else {
+        return Ok(());
+    };
+    let (kind, point) = (mount.format.name(), mount.mountpoint);
+    Err(refused(format!(
+        "the kernel of this machine cannot mount {kind}, which {point} needs; load its module, or install from elsewhere"
+    )))
 }
 
 /// Looks at the disk, and at the size of an image that is to be made.
