@@ -12,9 +12,8 @@ dir=$(cd "$dir" && pwd)
 export NIX_CONFIG='build-users-group =
 substituters =' NIX_REMOTE=
 
-# What a development machine has: compilers, interpreters, a desktop's libraries, fonts, documentation, kernel headers.
-seeds='build-essential cmake gdb git python3-scipy python3-matplotlib perl-doc emacs-nox vim texlive-latex-base
-    fonts-noto-core linux-headers-amd64 python3-doc postgresql ffmpeg gimp'
+# What a machine may have: compilers, media players, kernel headers, documentation, TeX.
+seeds='build-essential cmake git perl-doc linux-headers-amd64 python3-doc ffmpeg gimp mpv evince vim texlive-base'
 
 echo "bench: choosing packages" >&2
 : >"$dir/no-packages"
