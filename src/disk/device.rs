@@ -1,10 +1,10 @@
 //! Devices: a disk or image opened for writing, and a device node for each of its partitions.
 //!
 //! Nodes are resolved through `/sys` by device number, so that symlinks such as
-//! `/dev/disk/by-id/x` work and no name is guessed. A kernel that does not read the table, for it
-//! was built without or was not asked to, is told of each partition.
+//! `/dev/disk/by-id/x` work and no name is guessed. The kernel is told of each partition, for the
+//! table that says where they are is written last.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -28,6 +28,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub struct Disk {
     path: PathBuf,
     file: File,
+    locked: File,
     name: String,
     pub size: Bytes,
     pub sector_size: u64,
@@ -36,6 +37,7 @@ pub struct Disk {
 impl Disk {
     /// Opens a block device exclusively: it fails while anything on the disk is in use.
     pub fn open(path: &Path) -> Result<Disk> {
+        let locked = locked(path)?;
         let opening = || format!("opening {} exclusively", path.display());
         let flags = libc::O_EXCL;
         let deadline = Instant::now() + PATIENCE;
@@ -53,7 +55,7 @@ impl Disk {
         let sector_size =
             ioctl::sector_size(&file).with_context(|| format!("measuring {}", path.display()))?;
         let name = kernel_name(meta.rdev())?;
-        Ok(Disk { path: path.to_owned(), file, name, size, sector_size })
+        Ok(Disk { path: path.to_owned(), file, locked, name, size, sector_size })
     }
 
     pub fn path(&self) -> &Path {
@@ -65,32 +67,45 @@ impl Disk {
         &self.name
     }
 
-    /// Erases the old contents, writes the table, and returns the disk and the node of each partition.
+    /// Erases the old contents and returns the disk and the node of each partition that `table` will have.
     ///
-    /// The exclusive claim ends here, for it would keep the partitions from being mounted.
+    /// The exclusive claim ends here, for it would keep the partitions from being mounted. The lock
+    /// stays with the disk that is returned.
     pub fn partition(mut self, table: &Table) -> Result<(File, Vec<PathBuf>)> {
         contents::wipe_disk(&mut self.file, self.size, self.sector_size, &table.slots)
             .with_context(|| format!("wiping {}", self.path.display()))?;
-        table::write(&mut self.file, table)
-            .with_context(|| format!("writing the partition table of {}", self.path.display()))?;
         if self.name.starts_with("loop") {
             ioctl::let_loop_have_partitions(&self.file)
                 .with_context(|| format!("letting {} have partitions", self.path.display()))?;
         }
         reread(&self.file)
             .with_context(|| format!("rereading the partition table of {}", self.path.display()))?;
-        let shared = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&self.path)
-            .with_context(|| format!("opening {}", self.path.display()))?;
         drop(self.file);
-        let nodes = nodes(&shared, &self.name, table)?;
-        Ok((shared, nodes))
+        let nodes = nodes(&self.locked, &self.name, table)?;
+        Ok((self.locked, nodes))
     }
 }
 
-fn reread(disk: &File) -> io::Result<()> {
+/// Opens a disk and takes the lock that keeps udev from looking for a table, which would be none yet.
+fn locked(path: &Path) -> Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .with_context(|| format!("opening {}", path.display()))?;
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = file.try_lock() {
+        let late = Instant::now() >= deadline;
+        if late || matches!(error, TryLockError::Error(_)) {
+            return Err(error).with_context(|| format!("locking {}", path.display()));
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(file)
+}
+
+/// Makes the kernel read the table of a disk of which nothing is in use.
+pub fn reread(disk: &File) -> io::Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match ioctl::reread_partitions(disk) {
@@ -115,7 +130,7 @@ pub fn kernel_name(number: u64) -> Result<String> {
 pub(super) fn nodes(disk: &File, name: &str, table: &Table) -> Result<Vec<PathBuf>> {
     for slot in &table.slots {
         match ioctl::add_partition(disk, slot.number, slot.start, slot.size) {
-            // The kernel has read the table itself.
+            // Another program made the kernel look.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST)) => {}
             result => {
                 result.with_context(|| format!("telling of partition {} of {name}", slot.number))?;

@@ -1,7 +1,8 @@
 //! Images: regular files that hold a whole disk, reached through a loop device and its partitions.
 //!
 //! The partitions' nodes are the loop device's own, as on a disk: GRUB finds the disk of a partition
-//! by them, and what is written through one is seen through the other. A new image grows under a temporary name and is renamed when it is whole.
+//! by them, and what is written through one is seen through the other. A new image grows under a
+//! temporary name and is renamed when it is whole.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,7 +13,7 @@ use nix::libc;
 
 use super::contents;
 use super::device;
-use super::table::{self, Table};
+use super::table::Table;
 use crate::size::Bytes;
 use crate::sys::{file as files, ioctl};
 
@@ -57,6 +58,10 @@ impl Loop {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub fn file(&mut self) -> &mut File {
+        &mut self.file
     }
 
     /// Writes everything out and lets go.
@@ -115,14 +120,12 @@ impl Image {
         Ok(Image { path: path.to_owned(), growing, file, size })
     }
 
-    /// Erases the old contents, writes the table, and returns a device for the whole and the node of
-    /// each partition.
+    /// Erases the old contents and returns a device for the whole and the node of each partition that
+    /// `table` will have.
     pub fn partition(&mut self, table: &Table) -> Result<(Loop, Vec<PathBuf>)> {
         let name = self.growing.display().to_string();
         contents::wipe_disk(&mut self.file, self.size, SECTOR_SIZE, &table.slots)
             .with_context(|| format!("wiping {name}"))?;
-        table::write(&mut self.file, table)
-            .with_context(|| format!("writing the partition table of {name}"))?;
         let whole = Loop::attach(&self.file, self.size.round_down(Bytes(SECTOR_SIZE)))?;
         let nodes = device::nodes(&whole.file, &whole.name, table)?;
         Ok((whole, nodes))
@@ -145,7 +148,7 @@ mod tests {
     use super::*;
     use crate::disk::device::Disk;
     use crate::disk::layout::{self, Architecture};
-    use crate::disk::table::Ids;
+    use crate::disk::table::{self, Ids};
     use crate::disk::{format, mount};
     use nix::mount::MsFlags;
     use nix::sched::{CloneFlags, unshare};
@@ -321,9 +324,13 @@ mod tests {
             assert!(error.contains("is being written by another installation"), "{error}");
             let table =
                 table::plan(disk, Architecture::X86_64, image.size, SECTOR_SIZE, &Ids::random(5)).unwrap();
-            let (whole, devices) = image.partition(&table).unwrap();
+            let (mut whole, devices) = image.partition(&table).unwrap();
             fill(disk, &table, &devices, dir.path());
             assert!(!path.exists());
+            let mut growing = File::open(dir.path().join(".disk.img.part")).unwrap();
+            let early = contents::look(&mut growing, Bytes::gib(1), 512).unwrap();
+            assert!(early.partitions.is_empty() && early.table == contents::TableKind::None, "{early:?}");
+            table::write(whole.file(), &table).unwrap();
             whole.finish().unwrap();
             image.finish().unwrap();
             assert!(path.exists());

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use nix::mount::{MntFlags, MsFlags};
 
 use super::layout::{Content, DiskLayout, Format};
-use crate::sys::ioctl;
+use crate::sys::{file, ioctl};
 
 // Somebody may look into a new mount for a moment: an indexer, udev.
 const UNMOUNT_TRIES: u32 = 50;
@@ -106,6 +106,11 @@ pub struct Mounts {
 impl Mounts {
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Writes everything out.
+    pub fn sync(&self) -> Result<()> {
+        self.mounts.iter().try_for_each(|mount| file::sync_filesystem(mount.path()))
     }
 
     /// Unmounts children first, and tells what went wrong.

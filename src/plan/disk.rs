@@ -25,7 +25,7 @@ pub enum DiskStep {
         path: PathBuf,
         size: Bytes,
     },
-    /// Erase boot code, tables and every signature of a file system, then write a new table.
+    /// Erase boot code, tables and every signature of a file system, and tell the kernel of the new partitions.
     Partition {
         disk: PathBuf,
         image: bool,
@@ -40,6 +40,11 @@ pub enum DiskStep {
     /// Mount the new file systems in a private namespace.
     Mount {
         layout: DiskLayout,
+    },
+    /// Write the partition table. Until then nobody finds the file systems: neither firmware nor a system
+    /// that looks for its own root by a label which the new one has too.
+    WriteTable {
+        disk: PathBuf,
     },
     InstallLoader {
         loader: Loader,
@@ -58,7 +63,10 @@ impl fmt::Display for DiskStep {
             DiskStep::CreateImage { path, size } => write!(f, "Create {}, {size}, sparse", path.display()),
             DiskStep::Partition { disk, table, .. } => {
                 let partitions = count(table.slots.len(), "partition");
-                write!(f, "Wipe {} and write a table of {partitions}", disk.display())
+                write!(f, "Wipe {} and lay out {partitions}", disk.display())
+            }
+            DiskStep::WriteTable { disk } => {
+                write!(f, "Write everything out, then the partition table of {}", disk.display())
             }
             DiskStep::Format { partition, name, content, .. } => {
                 write!(f, "Format partition {partition}, {name}, as {}", content.format_name())?;
@@ -136,6 +144,7 @@ pub fn install_to_disk(
     steps.push(DiskStep::Mount { layout: disk.layout.clone() });
     let mut steps: Vec<Step> = steps.into_iter().map(Step::Disk).collect();
     steps.extend(fill_root(wishes, closure));
+    steps.push(Step::Disk(DiskStep::WriteTable { disk: facts.path.clone() }));
     steps.push(Step::Disk(DiskStep::InstallLoader {
         loader: disk.loader.clone(),
         esp: disk.esp(),

@@ -9,12 +9,12 @@ use anyhow::{Context, Result};
 use super::{Made as AllMade, Source};
 use crate::boot::loader::{self, Install, Loader, TargetDisk, TargetPartition, link_name};
 use crate::disk::contents;
-use crate::disk::device::{Disk, kernel_name};
+use crate::disk::device::{self, Disk, kernel_name};
 use crate::disk::format;
 use crate::disk::image::{Image, Loop};
 use crate::disk::layout::Content;
 use crate::disk::mount::{self, Mounts};
-use crate::disk::table::{Slot, Table};
+use crate::disk::table::{self, Slot, Table};
 use crate::plan::DiskStep;
 use crate::progress::Progress;
 use crate::size::Bytes;
@@ -44,6 +44,13 @@ impl Whole {
             Whole::Image(device) => device.path(),
         }
     }
+
+    fn file(&mut self) -> &mut File {
+        match self {
+            Whole::Disk(file, _) => file,
+            Whole::Image(device) => device.file(),
+        }
+    }
 }
 
 // The mounts on it are in a namespace of their own, so that two installations do not meet.
@@ -66,6 +73,13 @@ pub fn take(step: &DiskStep, source: &Source, made: &mut AllMade, progress: &dyn
             let mounts = mount::layout(layout, &disk.partitions, &work_dir("root")?)?;
             made.root = Some(mounts.root().to_owned());
             disk.mounts = Some(mounts);
+        }
+        DiskStep::WriteTable { disk: shown } => {
+            disk.mounts.as_ref().map_or(Ok(()), Mounts::sync)?;
+            let (whole, table) = (disk.whole.as_mut(), disk.table.as_ref());
+            let (whole, table) = whole.zip(table).expect("a plan partitions the disk first");
+            table::write(whole.file(), table)
+                .with_context(|| format!("writing the partition table of {}", shown.display()))?;
         }
         DiskStep::InstallLoader { loader, esp, efi_variables } => {
             install_loader(made, source, loader, esp.as_deref(), *efi_variables, progress)?;
@@ -170,6 +184,8 @@ fn release(made: &mut AllMade) -> Result<()> {
     match disk.whole.take() {
         Some(Whole::Disk(file, path)) => {
             file.sync_all().with_context(|| format!("writing out {}", path.display()))?;
+            device::reread(&file)
+                .with_context(|| format!("rereading the partition table of {}", path.display()))?;
         }
         Some(Whole::Image(device)) => device.finish()?,
         None => {}

@@ -20,6 +20,7 @@ use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, getegid, geteuid, linkat, syncfs, unlinkat};
 
 use super::PathInfo;
+use super::flush::Flush;
 use super::hash::NarHash;
 use super::lanes::{self, Digest, Stream, Work};
 use super::nar::{NarError, NarStream, Visitor};
@@ -70,7 +71,8 @@ pub fn closure(paths: &[PathInfo], from: &Path, to: &Path, progress: &dyn Progre
     let source = open_store(from)?;
     let store = make_store(to)?;
     let staging = Staging::new(store.as_fd(), to)?;
-    progress.event(Event::Start { total: paths.iter().map(|info| info.nar_size).sum() });
+    let total: Bytes = paths.iter().map(|info| info.nar_size).sum();
+    progress.event(Event::Start { total });
     let shared_from = if is_optimised(source.as_fd())? { 3 } else { 2 };
     let mut queue: Vec<usize> = (0..paths.len()).collect();
     queue.sort_by_key(|&index| std::cmp::Reverse(paths[index].nar_size));
@@ -90,16 +92,21 @@ pub fn closure(paths: &[PathInfo], from: &Path, to: &Path, progress: &dyn Progre
         copied: AtomicUsize::new(0),
         kept: AtomicUsize::new(0),
         bytes: AtomicU64::new(0),
+        flush: Flush::default(),
         progress,
     };
-    lanes::run(&copier)?;
+    let syncing = || format!("syncing {}", to.display());
+    // Opened again: of an error in writing out, each open file description is told.
+    let flushed =
+        openat(&store, c".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).with_context(syncing)?;
+    copier.flush.beside(&flushed, || lanes::run(&copier, total.0)).with_context(syncing)??;
     let copied = Copied {
         copied: copier.copied.into_inner(),
         kept: copier.kept.into_inner(),
         bytes: Bytes(copier.bytes.into_inner()),
     };
     staging.finish()?;
-    syncfs(&store).with_context(|| format!("syncing {}", to.display()))?;
+    syncfs(&store).with_context(syncing)?;
     progress.event(Event::Finish);
     Ok(copied)
 }
@@ -242,6 +249,7 @@ struct Copier<'a> {
     copied: AtomicUsize,
     kept: AtomicUsize,
     bytes: AtomicU64,
+    flush: Flush,
     progress: &'a dyn Progress,
 }
 
@@ -262,8 +270,8 @@ type Inode = (u64, u64);
 
 /// The stream of one path: written to the target, or compared with what is there.
 enum Job<'a> {
-    Copy { index: usize, stream: NarStream<BorrowedFd<'a>, Tee<'a>> },
-    Check { index: usize, stream: NarStream<BorrowedFd<'a>, Metadata> },
+    Copy { index: usize, size: u64, stream: NarStream<BorrowedFd<'a>, Tee<'a>> },
+    Check { index: usize, size: u64, stream: NarStream<BorrowedFd<'a>, Metadata> },
 }
 
 impl Stream for Job<'_> {
@@ -273,19 +281,26 @@ impl Stream for Job<'_> {
             Job::Check { stream, .. } => stream.pull(buffer),
         }
     }
+
+    fn expected(&self) -> u64 {
+        match self {
+            Job::Copy { size, .. } | Job::Check { size, .. } => *size,
+        }
+    }
 }
 
 impl<'a> Work for Copier<'a> {
     type Stream = Job<'a>;
 
-    fn next(&self, _idle: bool) -> Result<Option<Job<'a>>> {
+    fn next(&self) -> Result<Option<Job<'a>>> {
+        self.flush.failed().context("writing out")?;
         let index = self.queue.lock().expect("no worker panics with it").pop_front();
         index.map(|index| self.job(index)).transpose()
     }
 
     fn done(&self, job: Job<'a>, digest: Result<Digest>) -> Result<()> {
         match job {
-            Job::Check { index, stream } => {
+            Job::Check { index, stream, .. } => {
                 let info = &self.paths[index];
                 if stream.visitor.flaw.is_none() && digest.is_ok_and(|digest| expect(info, digest).is_ok()) {
                     self.kept.fetch_add(1, Ordering::Relaxed);
@@ -296,7 +311,7 @@ impl<'a> Work for Copier<'a> {
                 self.queue.lock().expect("no worker panics with it").push_front(index);
                 Ok(())
             }
-            Job::Copy { index, stream } => {
+            Job::Copy { index, stream, .. } => {
                 let info = &self.paths[index];
                 let digest = digest.map_err(|error| copy_error(error, &info.path))?;
                 expect(info, digest)?;
@@ -312,19 +327,20 @@ impl<'a> Work for Copier<'a> {
     }
 
     fn advance(&self, bytes: u64) {
+        self.flush.wrote(bytes);
         self.progress.advance(bytes);
     }
 }
 
 impl<'a> Copier<'a> {
     fn job(&self, index: usize) -> Result<Job<'a>> {
-        let path = &self.paths[index].path;
+        let (path, size) = (&self.paths[index].path, self.paths[index].nar_size.0);
         let name = OsStr::new(path.base_name());
         if fstatat(self.target.store, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok() {
             let visitor = Metadata::new((geteuid().as_raw(), getegid().as_raw()));
-            return Ok(Job::Check { index, stream: NarStream::new(self.target.store, name, visitor) });
+            return Ok(Job::Check { index, size, stream: NarStream::new(self.target.store, name, visitor) });
         }
-        Ok(Job::Copy { index, stream: NarStream::new(self.source, name, Tee::new(self.target)?) })
+        Ok(Job::Copy { index, size, stream: NarStream::new(self.source, name, Tee::new(self.target)?) })
     }
 }
 

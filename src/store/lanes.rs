@@ -3,9 +3,12 @@
 //! Each worker thread drives up to 16 streams. A stream fills its lane's buffer (reading, and
 //! perhaps writing, as it goes), then all lanes are hashed side by side. A lane that ends takes the
 //! next stream at once, so lanes stay busy. Memory is one small buffer a lane.
+//!
+//! The lanes of a worker advance together, so a long stream beside fifteen others would still run
+//! when all else has ended. A worker therefore keeps a long one in little company, or alone.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use anyhow::Result;
@@ -20,11 +23,15 @@ const PADDING: usize = 2 * BLOCK;
 const WORKERS: usize = 16;
 // How many bytes a worker does between two words about its progress.
 const REPORT: u64 = 1 << 20;
+// What hashing a byte of all lanes costs, in units of reading and writing a byte of one.
+const HASHING: u64 = 5;
 
 /// Bytes that can be asked for.
 pub trait Stream {
     /// Fills `buffer`; fewer bytes than asked for means the stream has ended.
     fn pull(&mut self, buffer: &mut [u8]) -> Result<usize>;
+    /// Returns how long the whole is said to be; 0 where nobody knows. Only speed depends on it.
+    fn expected(&self) -> u64;
 }
 
 /// What was hashed.
@@ -37,28 +44,30 @@ pub struct Digest {
 /// A queue of streams and what to do with their digests; called from all workers.
 pub trait Work: Sync {
     type Stream: Stream;
-    /// Returns the next stream. A worker that has no other is `idle` and may be kept waiting.
-    fn next(&self, idle: bool) -> Result<Option<Self::Stream>>;
+    /// Returns the next stream; long ones first make all workers end together.
+    fn next(&self) -> Result<Option<Self::Stream>>;
     /// Takes a stream that ended or failed. An error here stops all workers.
     fn done(&self, stream: Self::Stream, digest: Result<Digest>) -> Result<()>;
     fn advance(&self, bytes: u64);
 }
 
-/// Runs until no stream is left, or returns the first error.
-pub fn run<W: Work>(work: &W) -> Result<()> {
+/// Runs until no stream is left, or returns the first error. `total` is what the streams expect together.
+pub fn run<W: Work>(work: &W, total: u64) -> Result<()> {
     let workers = thread::available_parallelism().map_or(1, |count| count.get().min(WORKERS));
     // A lane holds two descriptors for each level of its tree.
     crate::sys::file::raise_open_files();
-    run_with(work, Kernel::best(), workers)
+    run_with(work, total, Kernel::best(), workers)
 }
 
-fn run_with<W: Work>(work: &W, kernel: Kernel, workers: usize) -> Result<()> {
+fn run_with<W: Work>(work: &W, total: u64, kernel: Kernel, workers: usize) -> Result<()> {
     let stop = AtomicBool::new(false);
+    let outlook = Outlook { left: AtomicU64::new(total), longest: (0..workers).map(|_| 0.into()).collect() };
     let first = Mutex::new(None);
     thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                if let Err(error) = Worker::new(work, kernel).run(&stop) {
+        for number in 0..workers {
+            let (outlook, stop, first) = (&outlook, &stop, &first);
+            scope.spawn(move || {
+                if let Err(error) = Worker::new(work, kernel, number, outlook).run(stop) {
                     stop.store(true, Ordering::Relaxed);
                     first.lock().expect("no worker panics with it").get_or_insert(error);
                 }
@@ -68,11 +77,21 @@ fn run_with<W: Work>(work: &W, kernel: Kernel, workers: usize) -> Result<()> {
     first.into_inner().expect("no worker panics with it").map_or(Ok(()), Err)
 }
 
+/// What the workers know of each other, in bytes.
+struct Outlook {
+    /// What is left of everything.
+    left: AtomicU64,
+    /// What is left of each worker's longest stream.
+    longest: Vec<AtomicU64>,
+}
+
 struct Worker<'a, W: Work> {
     work: &'a W,
     kernel: Kernel,
     states: States,
     lanes: Vec<Lane<W::Stream>>,
+    number: usize,
+    outlook: &'a Outlook,
     unreported: u64,
 }
 
@@ -86,7 +105,7 @@ struct Lane<S> {
 }
 
 impl<'a, W: Work> Worker<'a, W> {
-    fn new(work: &'a W, kernel: Kernel) -> Self {
+    fn new(work: &'a W, kernel: Kernel, number: usize, outlook: &'a Outlook) -> Self {
         let lane = || Lane {
             stream: None,
             buffer: vec![0; BUFFER + PADDING].into(),
@@ -96,35 +115,58 @@ impl<'a, W: Work> Worker<'a, W> {
             ended: false,
         };
         let lanes = (0..kernel.lanes()).map(|_| lane()).collect();
-        Worker { work, kernel, states: States::default(), lanes, unreported: 0 }
+        Worker { work, kernel, states: States::default(), lanes, number, outlook, unreported: 0 }
     }
 
     fn run(&mut self, stop: &AtomicBool) -> Result<()> {
         while !stop.load(Ordering::Relaxed) {
-            let mut idle = self.lanes.iter().all(|lane| lane.stream.is_none());
             for number in 0..self.lanes.len() {
-                self.prepare(number, idle)?;
-                idle &= self.lanes[number].stream.is_none();
+                self.prepare(number)?;
             }
-            if idle {
+            if self.lanes.iter().all(|lane| lane.stream.is_none()) {
                 break;
             }
             self.hash();
             self.finish()?;
             if self.unreported >= REPORT {
-                self.work.advance(std::mem::take(&mut self.unreported));
+                self.report();
             }
         }
-        self.work.advance(std::mem::take(&mut self.unreported));
+        self.report();
         Ok(())
     }
 
+    fn report(&mut self) {
+        let bytes = std::mem::take(&mut self.unreported);
+        // Streams may turn out longer than they were expected to be.
+        let less = |left: u64| Some(left.saturating_sub(bytes));
+        let _ = self.outlook.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        self.work.advance(bytes);
+    }
+
+    // Tells whether the longest stream of this worker, with one more beside it, would still end before
+    // all workers are through with what is left, or before another worker's longest.
+    fn has_time(&self) -> bool {
+        let alive = || self.lanes.iter().filter(|lane| lane.stream.is_some());
+        let company = alive().count() as u64;
+        let own = alive().map(Lane::left).max().unwrap_or(0);
+        let longest = &self.outlook.longest;
+        longest[self.number].store(own, Ordering::Relaxed);
+        let all = longest.iter().map(|longest| longest.load(Ordering::Relaxed)).max().unwrap_or(0);
+        let share = self.outlook.left.load(Ordering::Relaxed) / longest.len() as u64;
+        let end = (share + share * HASHING / self.lanes.len() as u64).max(all * (HASHING + 1));
+        company == 0 || own * (HASHING + company + 1) <= end
+    }
+
     // Gives the lane at least one block to hash, of a new stream if need be.
-    fn prepare(&mut self, number: usize, idle: bool) -> Result<()> {
+    fn prepare(&mut self, number: usize) -> Result<()> {
         loop {
+            if self.lanes[number].stream.is_none() && !self.has_time() {
+                return Ok(());
+            }
             let lane = &mut self.lanes[number];
             if lane.stream.is_none() {
-                let Some(stream) = self.work.next(idle)? else { return Ok(()) };
+                let Some(stream) = self.work.next()? else { return Ok(()) };
                 (lane.start, lane.end, lane.size, lane.ended) = (0, 0, 0, false);
                 lane.stream = Some(stream);
                 self.states.start(number);
@@ -172,6 +214,10 @@ impl<'a, W: Work> Worker<'a, W> {
 }
 
 impl<S: Stream> Lane<S> {
+    fn left(&self) -> u64 {
+        self.stream.as_ref().map_or(0, |stream| stream.expected().saturating_sub(self.size))
+    }
+
     fn refill(&mut self) -> Result<usize> {
         self.buffer.copy_within(self.start..self.end, 0);
         (self.start, self.end) = (0, self.end - self.start);
@@ -212,13 +258,18 @@ mod tests {
             self.1 += count;
             Ok(count)
         }
+
+        // Wrong on purpose, now and then.
+        fn expected(&self) -> u64 {
+            self.0.len() as u64 / 3 * 5
+        }
     }
 
     struct Queue(Mutex<Vec<Vec<u8>>>, Mutex<(usize, usize)>);
 
     impl Work for Queue {
         type Stream = Bytes;
-        fn next(&self, _: bool) -> Result<Option<Bytes>> {
+        fn next(&self) -> Result<Option<Bytes>> {
             Ok(self.0.lock().unwrap().pop().map(|bytes| Bytes(bytes, 0)))
         }
         fn done(&self, stream: Bytes, digest: Result<Digest>) -> Result<()> {
@@ -252,9 +303,11 @@ mod tests {
                 .collect();
             let count = messages.len();
             messages.insert(50, vec![255]);
-            let queue = Queue(Mutex::new(messages), Mutex::new((0, 0)));
-            run_with(&queue, kernel, 2).unwrap();
-            assert_eq!(*queue.1.lock().unwrap(), (count, 1));
+            for total in [0, 1 << 20, u64::MAX / 8] {
+                let queue = Queue(Mutex::new(messages.clone()), Mutex::new((0, 0)));
+                run_with(&queue, total, kernel, 2).unwrap();
+                assert_eq!(*queue.1.lock().unwrap(), (count, 1));
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 pub mod closure;
 pub mod copy;
 pub mod db;
+mod flush;
 pub mod hash;
 mod info;
 pub mod lanes;

@@ -40,7 +40,7 @@ pub fn closure(
     };
     // A worker that finds nothing to do leaves, though others may still find more.
     while !work.waiting.lock().expect("no worker panics with it").is_empty() {
-        lanes::run(&work)?;
+        lanes::run(&work, 0)?;
     }
     Ok(work.found.into_inner().expect("no worker panics with it"))
 }
@@ -81,12 +81,16 @@ impl Stream for Scanned<'_> {
         self.scanner.feed(&buffer[..count]);
         Ok(count)
     }
+
+    fn expected(&self) -> u64 {
+        0
+    }
 }
 
 impl<'a> Work for Scan<'a> {
     type Stream = Scanned<'a>;
 
-    fn next(&self, _idle: bool) -> Result<Option<Scanned<'a>>> {
+    fn next(&self) -> Result<Option<Scanned<'a>>> {
         let Some(path) = self.waiting.lock().expect("no worker panics with it").pop() else {
             return Ok(None);
         };

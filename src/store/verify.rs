@@ -69,7 +69,7 @@ pub fn root(root: &Path, progress: &dyn Progress) -> Result<Verified> {
     let dir = root.join("nix/store");
     let store = File::open(&dir).with_context(|| format!("opening {}", dir.display()))?;
     let meta = store.metadata().with_context(|| format!("looking at {}", dir.display()))?;
-    let bytes = infos.iter().map(|info| info.nar_size).sum();
+    let bytes: Bytes = infos.iter().map(|info| info.nar_size).sum();
     let verified = Verified { paths: infos.len(), bytes, damaged: Vec::new() };
     progress.event(Event::Start { total: bytes });
     let work = Verification {
@@ -80,7 +80,7 @@ pub fn root(root: &Path, progress: &dyn Progress) -> Result<Verified> {
         damaged: Mutex::new(Vec::new()),
         progress,
     };
-    lanes::run(&work)?;
+    lanes::run(&work, bytes.0)?;
     progress.event(Event::Finish);
     let mut damaged = work.damaged.into_inner().expect("no worker panics with it");
     damaged.sort();
@@ -105,12 +105,16 @@ impl Stream for Job<'_> {
     fn pull(&mut self, buffer: &mut [u8]) -> Result<usize> {
         self.nar.pull(buffer)
     }
+
+    fn expected(&self) -> u64 {
+        self.info.nar_size.0
+    }
 }
 
 impl<'a> Work for Verification<'a> {
     type Stream = Job<'a>;
 
-    fn next(&self, _idle: bool) -> Result<Option<Job<'a>>> {
+    fn next(&self) -> Result<Option<Job<'a>>> {
         let Some(info) = self.waiting.lock().expect("no worker panics with it").pop() else {
             return Ok(None);
         };

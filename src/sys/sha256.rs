@@ -59,17 +59,6 @@ impl Kernel {
             Kernel::Avx512 => 16,
         }
     }
-
-    // A vector costs the same with one lane in use as with all; up to so many, one by one is quicker.
-    fn few(self) -> usize {
-        match self {
-            Kernel::Single => 1,
-            #[cfg(target_arch = "x86_64")]
-            Kernel::Avx2 => 2,
-            #[cfg(target_arch = "x86_64")]
-            Kernel::Avx512 => 2,
-        }
-    }
 }
 
 /// The states of all lanes, word by word: `words[i][lane]`.
@@ -104,8 +93,9 @@ impl States {
         let length = inputs.first().map_or(0, |(_, blocks)| blocks.len());
         assert!(length.is_multiple_of(BLOCK) && inputs.iter().all(|(_, blocks)| blocks.len() == length));
         assert!(inputs.iter().all(|&(lane, _)| lane < kernel.lanes()));
-        if inputs.len() <= kernel.few() {
-            return inputs.iter().for_each(|(lane, blocks)| self.compress_one(*lane, blocks));
+        // A vector costs the same with one lane in use as with all, and no less than one message by itself.
+        if let [(lane, blocks)] = inputs {
+            return self.compress_one(*lane, blocks);
         }
         // A lane without a message hashes another's blocks, and nobody asks for the result.
         let mut blocks = [inputs[0].1; MAX_LANES];

@@ -277,7 +277,13 @@ impl Vm {
             match shell.read(&mut buffer) {
                 Ok(0) => bail!("the machine ended"),
                 Ok(count) => return Ok(buffer[..count].to_vec()),
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                // A read with a time limit is interrupted when this process is stopped and goes on.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                    ) =>
+                {
                     if Instant::now() > deadline {
                         bail!("no answer in time");
                     }
@@ -304,7 +310,10 @@ impl Vm {
             let mut heard = String::new();
             let mut buffer = [0; 4096];
             while heard.matches("\"return\"").count() < 2 {
-                let count = monitor.read(&mut buffer)?;
+                let count = match monitor.read(&mut buffer) {
+                    Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                    read => read?,
+                };
                 if count == 0 || heard.contains("\"error\"") {
                     bail!("the monitor said {heard}");
                 }
