@@ -23,8 +23,13 @@ const PADDING: usize = 2 * BLOCK;
 const WORKERS: usize = 16;
 // How many bytes a worker does between two words about its progress.
 const REPORT: u64 = 1 << 20;
-// What hashing a byte of all lanes costs, in units of reading and writing a byte of one.
-const HASHING: u64 = 5;
+
+/// Returns what a byte of each of so many lanes costs, in units of reading and writing one.
+fn cost(lanes: u64) -> u64 {
+    const ONE: u64 = 2;
+    const ALL: u64 = 4;
+    lanes + (ONE * lanes).min(ALL)
+}
 
 /// Bytes that can be asked for.
 pub trait Stream {
@@ -154,8 +159,8 @@ impl<'a, W: Work> Worker<'a, W> {
         longest[self.number].store(own, Ordering::Relaxed);
         let all = longest.iter().map(|longest| longest.load(Ordering::Relaxed)).max().unwrap_or(0);
         let share = self.outlook.left.load(Ordering::Relaxed) / longest.len() as u64;
-        let end = (share + share * HASHING / self.lanes.len() as u64).max(all * (HASHING + 1));
-        company == 0 || own * (HASHING + company + 1) <= end
+        let lanes = self.lanes.len() as u64;
+        company == 0 || own * cost(company + 1) <= (share * cost(lanes) / lanes).max(all * cost(1))
     }
 
     // Gives the lane at least one block to hash, of a new stream if need be.
