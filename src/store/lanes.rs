@@ -160,7 +160,9 @@ impl<'a, W: Work> Worker<'a, W> {
         let all = longest.iter().map(|longest| longest.load(Ordering::Relaxed)).max().unwrap_or(0);
         let share = self.outlook.left.load(Ordering::Relaxed) / longest.len() as u64;
         let lanes = self.lanes.len() as u64;
-        company == 0 || own * cost(company + 1) <= (share * cost(lanes) / lanes).max(all * cost(1))
+        // A database may claim any size.
+        let end = (share / lanes).saturating_mul(cost(lanes)).max(all.saturating_mul(cost(1)));
+        company == 0 || own.saturating_mul(cost(company + 1)) <= end
     }
 
     // Gives the lane at least one block to hash, of a new stream if need be.
