@@ -226,7 +226,7 @@ in
     ++ concatMap partitionProblems (layouts.partitions layout)
     ++ concatMap mountProblems (layouts.mounts layout)
     ++ duplicates layout
-    ++ optional (lib.all (at: layouts.mountAt layout at == null) [
+    ++ optional (layout.disks != { } && lib.all (at: layouts.mountAt layout at == null) [
       "/"
       "/nix"
       "/nix/store"

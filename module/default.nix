@@ -216,6 +216,14 @@ in
       boot.initrd.systemd.repart.enable = mkIf (repart != { } && systemdStage1) true;
     })
 
+    # Of a layout with mistakes nothing is built, and only the mistakes should be told, not that / is missing.
+    (mkIf (cfg.enable && hasLayout && !isWhole) {
+      fileSystems."/" = {
+        device = mkDefault "/dev/disk/by-label/nixos";
+        fsType = mkDefault "auto";
+      };
+    })
+
     # NixOS wants a root in fileSystems unless root=gpt-auto, and many of its modules look there in any
     # case; options such as subvol= have their place there too. So / is in fstab as /dev/gpt-auto-root,
     # which is a link by udev to the root of the booted disk, and no name on a disk. root=gpt-auto makes

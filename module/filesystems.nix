@@ -14,6 +14,14 @@ let
 
   takesRest = place: place.isLast && place.partition.size == size.rest;
 
+  # A file system with many subvolumes grows once.
+  isFirstMount =
+    layout: mount:
+    let
+      isBeside = other: other.diskName == mount.diskName && other.index == mount.index;
+    in
+    (lib.findFirst isBeside null (layouts.mounts layout)).mountpoint == mount.mountpoint;
+
   # The names of repart.d for our types; a GUID is a name there too.
   repartType =
     type:
@@ -74,7 +82,7 @@ rec {
           // lib.optionalAttrs (mount.options != [ ] || mount.subvolume != null) {
             options = lib.optional (mount.subvolume != null) "subvol=${mount.subvolume}" ++ mount.options;
           }
-          // lib.optionalAttrs (grow && takesRest mount && lib.elem mount.format growable) {
+          // lib.optionalAttrs (grow && takesRest mount && isFirstMount layout mount && lib.elem mount.format growable) {
             autoResize = true;
           }
         )

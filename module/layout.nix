@@ -98,7 +98,7 @@ rec {
           };
         volumes = lib.optionals (content.type == "btrfs") (content.subvolumes or [ ]);
       in
-      lib.optionals (format != null) (
+      lib.optionals (content != null && content.type != "swap") (
         optional (content ? mountpoint) (entry null content)
         ++ map (volume: entry (removePrefix "/" (removeSuffix "/" volume.path)) volume) (
           filter (volume: volume ? mountpoint) volumes
