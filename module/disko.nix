@@ -11,6 +11,8 @@ let
     optional
     ;
 
+  size = import ./size.nix { inherit lib; };
+
   # The codes of sgdisk that have a name or a GUID here.
   types = {
     EF00 = "esp";
@@ -197,30 +199,83 @@ let
   readSize =
     text:
     let
-      petabytes = builtins.match "([0-9]+)P" text;
+      parts = builtins.match "[+]?([0-9]+)([KMGTP])(iB|B)?" text;
+      number = lib.head parts;
+      unit = lib.elemAt parts 1;
     in
-    if petabytes != null then
-      "${toString (1024 * lib.toIntBase10 (lib.head petabytes))}T"
-    else if text == "100%" || builtins.match "[0-9]+[KMGT]" text != null then
-      text
+    if lib.elem text [ "100%" "-0" ] then
+      size.rest
+    else if parts == null then
+      null
+    else if unit == "P" then
+      "${toString (1024 * lib.toIntBase10 number)}T"
     else
-      null;
+      "${number}${unit}";
+
+  # disko says where a partition is by size, or by start and end. Its place is the installer's choice.
+  readExtent =
+    path: isFirst: partition:
+    let
+      has = name: partition.${name} or "0" != "0";
+      bytes = name: size.parse (readSize partition.${name});
+      isAbsolute = builtins.match "[0-9]+[KMGT](iB|B)?" partition.end != null;
+      length = bytes "end" - bytes "start";
+      refused = name: {
+        size = null;
+        problems = [
+          "${path}.${name} is ${builtins.toJSON (partition.${name} or "0")}; write a size with K, M, G or T, or 100%"
+        ];
+      };
+      found = name: {
+        size = readSize partition.${name};
+        problems = [ ];
+      };
+      # Where a first partition starts in any case.
+      startsAnywhere =
+        !(has "start")
+        || isFirst
+        && lib.elem partition.start [
+          "1M"
+          "1MiB"
+        ];
+    in
+    if has "size" then
+      if readSize partition.size == null then
+        refused "size"
+      else if !startsAnywhere then
+        refused "start"
+      else
+        found "size"
+    else if !(has "end") then
+      refused "size"
+    else if readSize partition.end == null then
+      refused "end"
+    else if !isAbsolute || isFirst && !(has "start") then
+      found "end"
+    else if !(has "start") || readSize partition.start == null || length <= 0 then
+      refused "start"
+    else
+      {
+        size = size.print length;
+        problems = [ ];
+      };
 
   isGuid = text: builtins.match "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}" text != null;
 
   readPartition =
-    path: diskName: name: partition:
+    path: isFirst: diskName: name: partition:
     let
       hasContent = partition.content or null != null;
       content = if hasContent then readContent "${path}.content" partition.content else good null;
       code = partition.type or (if hasContent && partition.content.type or "" == "swap" then "8200" else "8300");
       type = types.${lib.toUpper code} or (if isGuid code then lib.toLower code else null);
-      size = readSize (partition.size or "0");
+      extent = readExtent path isFirst partition;
     in
     withProblems
       (good {
         name = partition.label or "disk-${diskName}-${name}";
-        inherit type size;
+        inherit type;
+        inherit (extent) size;
         uuid = partition.uuid or null;
         attributes = partition.attributes or [ ];
         content = content.value;
@@ -229,9 +284,7 @@ let
         content.problems
         ++ optional (type == null)
           "${path}.type is ${builtins.toJSON code}, which has no GUID here; write EF00, EF02, 8200, 8300 or a type GUID"
-        ++ optional (size == null)
-          "${path}.size is ${builtins.toJSON (partition.size or "0")}; write a number with K, M, G or T, or 100%"
-        ++ optional (partition.start or "0" != "0") "${path}.start fixes the place of a partition, and the installer places them in order; leave it out"
+        ++ extent.problems
         ++ optional (partition.hybrid or null != null) "${path}.hybrid asks for an MBR beside the GPT, which the installer does not write; leave it out"
       );
 
@@ -265,7 +318,7 @@ let
       kind = disk.content.type or "nothing";
       names = inOrder (disk.content.partitions or { });
       read = map (
-        name: readPartition "${path}.partitions.${name}" (disk.name or diskName) name disk.content.partitions.${name}
+        name: readPartition "${path}.partitions.${name}" (name == lib.head names) (disk.name or diskName) name disk.content.partitions.${name}
       ) names;
     in
     if disk.content or null == null then

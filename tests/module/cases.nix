@@ -595,7 +595,53 @@ rec {
     ) "partitions.root.content.extraArgs holds ")
     (refuses "disko's code" (disko (diskoDisk { root = with' diskoRoot "type" "BF00"; })) "partitions.root.type is \"BF00\"")
     (refuses "disko's sectors" (disko (diskoDisk { root = with' diskoRoot "size" "4096"; })) "partitions.root.size is \"4096\"")
-    (refuses "disko's start" (disko (diskoDisk { root = with' diskoRoot "start" "1M"; })) "partitions.root.start fixes")
+    (refuses "disko's start" (disko (diskoDisk { root = with' diskoRoot "start" "1G"; })) "partitions.root.start is \"1G\"; write a size")
+    (same "disko's start and end" (lib.mapAttrs (_: partition: partition.size) (
+      lib.listToAttrs (
+        map (partition: lib.nameValuePair partition.name partition)
+          (of (
+            disko (diskoDisk {
+              a = removeAttrs diskoEsp [ "size" ] // {
+                start = "1M";
+                end = "129M";
+              };
+              b = {
+                start = "1G";
+                end = "3G";
+              };
+              c = {
+                end = "+512M";
+              };
+              d = diskoRoot // {
+                priority = 2000;
+                size = "0";
+                end = "-0";
+              };
+            })
+          )).installVia.manifest.layout.disks.main.partitions
+      )
+    )) {
+      disk-main-a = "128M";
+      disk-main-b = "2G";
+      disk-main-c = "512M";
+      disk-main-d = "100%";
+    })
+    (refuses "disko's end from the end of the disk" (
+      disko (diskoDisk {
+        root = diskoRoot // {
+          size = "0";
+          end = "-10G";
+        };
+      })
+    ) "partitions.root.end is \"-10G\"; write a size")
+    (refuses "disko's end without a start" (
+      disko (diskoDisk {
+        ESP = diskoEsp;
+        root = removeAttrs diskoRoot [ "size" ] // {
+          end = "20G";
+        };
+      })
+    ) "partitions.root.start is \"0\"; write a size")
     (refuses "disko's hybrid MBR" (
       disko (diskoDisk { root = with' diskoRoot "hybrid" { mbrBootableFlag = true; }; })
     ) "partitions.root.hybrid asks")
