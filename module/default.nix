@@ -60,9 +60,9 @@ let
   problems =
     map (problem: "installVia.layout: ${problem}") layoutProblems
     ++ diskoProblems
-    ++ lib.optional (
-      hasLayout && hasDisko
-    ) "installVia.layout and disko.devices both describe the disks; keep one, or set installVia.readDisko to false"
+    ++
+      lib.optional (hasLayout && hasDisko)
+        "installVia.layout and disko.devices both describe the disks; keep one, or set installVia.readDisko to false"
     ++ map (problem: "disko.devices: ${problem}") (
       lib.optionals (!hasLayout && hasDisko && isWhole) (checks.problems described)
     )
@@ -80,11 +80,22 @@ let
         }
       )
     )
-    ++ lib.optional (!hasLayout && cfg.identity != "preserve")
-      "installVia.identity is ${cfg.identity} and there is no installVia.layout whose file systems it could name; set a layout or leave the identity out"
-    ++ map (
-      name: "installVia.extraTools.${name} is ${toString cfg.extraTools.${name}}, which is not in the store; take the program from a package"
-    ) (lib.filter (name: !lib.hasPrefix builtins.storeDir (toString cfg.extraTools.${name})) (lib.attrNames cfg.extraTools));
+    ++
+      lib.optional (!hasLayout && cfg.identity != "preserve")
+        "installVia.identity is ${cfg.identity} and there is no installVia.layout whose file systems it could name; set a layout or leave the identity out"
+    ++
+      map
+        (
+          name:
+          "installVia.extraTools.${name} is ${
+            toString cfg.extraTools.${name}
+          }, which is not in the store; take the program from a package"
+        )
+        (
+          lib.filter (name: !lib.hasPrefix builtins.storeDir (toString cfg.extraTools.${name})) (
+            lib.attrNames cfg.extraTools
+          )
+        );
 
   warnings = lib.optionals (described != null && isWhole) (
     map (warning: "installVia: ${warning}") (

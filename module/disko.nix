@@ -57,8 +57,22 @@ let
   mkfsWords =
     format: words:
     let
-      labelFlags = if format == "vfat" then [ "-n" ] else [ "-L" "--label" ];
-      uuidFlags = if format == "vfat" then [ "-i" ] else [ "-U" "--uuid" ];
+      labelFlags =
+        if format == "vfat" then
+          [ "-n" ]
+        else
+          [
+            "-L"
+            "--label"
+          ];
+      uuidFlags =
+        if format == "vfat" then
+          [ "-i" ]
+        else
+          [
+            "-U"
+            "--uuid"
+          ];
       first = lib.head words;
       value = lib.elemAt words 1;
       after = n: mkfsWords format (lib.drop n words);
@@ -113,7 +127,8 @@ let
       swap = readSwap path content;
       luks = readLuks path content;
     }
-    .${kind} or (bad "${path}.type" "is ${builtins.toJSON kind}, which the installer does not make; use filesystem, btrfs, swap or luks, or set installVia.readDisko to false to go without a layout");
+    .${kind}
+      or (bad "${path}.type" "is ${builtins.toJSON kind}, which the installer does not make; use filesystem, btrfs, swap or luks, or set installVia.readDisko to false to go without a layout");
 
   readFilesystem =
     path: content:
@@ -141,25 +156,32 @@ let
       swapFiles =
         optional (content.swap or { } != { }) "${path}.swap"
         ++ concatMap (
-          name: optional (subvolumes.${name}.swap or { } != { }) "${path}.subvolumes.${builtins.toJSON name}.swap"
+          name:
+          optional (subvolumes.${name}.swap or { } != { }) "${path}.subvolumes.${builtins.toJSON name}.swap"
         ) (lib.attrNames subvolumes);
     in
-    withProblems (good (
-      {
-        type = "btrfs";
-        mountpoint = content.mountpoint or null;
-        options = if content.mountpoint or null == null then [ ] else mountOptions (content.mountOptions or [ ]);
-        subvolumes = mapAttrsToList (name: volume: {
-          path = volume.name or name;
-          mountpoint = volume.mountpoint or null;
-          options = if volume.mountpoint or null == null then [ ] else mountOptions (volume.mountOptions or [ ]);
-        }) subvolumes;
-      }
-      // removeAttrs words [ "unknown" ]
-    )) (
-      extraArgs path content words
-      ++ map (at: "${at} asks for a swap file, which the installer does not make; use a swap partition") swapFiles
-    );
+    withProblems
+      (good (
+        {
+          type = "btrfs";
+          mountpoint = content.mountpoint or null;
+          options =
+            if content.mountpoint or null == null then [ ] else mountOptions (content.mountOptions or [ ]);
+          subvolumes = mapAttrsToList (name: volume: {
+            path = volume.name or name;
+            mountpoint = volume.mountpoint or null;
+            options =
+              if volume.mountpoint or null == null then [ ] else mountOptions (volume.mountOptions or [ ]);
+          }) subvolumes;
+        }
+        // removeAttrs words [ "unknown" ]
+      ))
+      (
+        extraArgs path content words
+        ++ map (
+          at: "${at} asks for a swap file, which the installer does not make; use a swap partition"
+        ) swapFiles
+      );
 
   readSwap =
     path: content:
@@ -191,8 +213,9 @@ let
       })
       (
         inner.problems
-        ++ optional (content.extraFormatArgs or [ ] != [ ])
-          "${path}.extraFormatArgs is not passed on by the installer; leave it out or describe the disk in installVia.layout"
+        ++
+          optional (content.extraFormatArgs or [ ] != [ ])
+            "${path}.extraFormatArgs is not passed on by the installer; leave it out or describe the disk in installVia.layout"
       );
 
   # disko's P is 1024 of our T; a number without a unit counts sectors there.
@@ -203,7 +226,12 @@ let
       number = lib.head parts;
       unit = lib.elemAt parts 1;
     in
-    if lib.elem text [ "100%" "-0" ] then
+    if
+      lib.elem text [
+        "100%"
+        "-0"
+      ]
+    then
       size.rest
     else if parts == null then
       null
@@ -223,7 +251,9 @@ let
       refused = name: {
         size = null;
         problems = [
-          "${path}.${name} is ${builtins.toJSON (partition.${name} or "0")}; write a size with K, M, G or T, or 100%"
+          "${path}.${name} is ${
+            builtins.toJSON (partition.${name} or "0")
+          }; write a size with K, M, G or T, or 100%"
         ];
       };
       found = name: {
@@ -233,11 +263,12 @@ let
       # Where a first partition starts in any case.
       startsAnywhere =
         !(has "start")
-        || isFirst
-        && lib.elem partition.start [
-          "1M"
-          "1MiB"
-        ];
+        ||
+          isFirst
+          && lib.elem partition.start [
+            "1M"
+            "1MiB"
+          ];
     in
     if has "size" then
       if readSize partition.size == null then
@@ -267,7 +298,8 @@ let
     let
       hasContent = partition.content or null != null;
       content = if hasContent then readContent "${path}.content" partition.content else good null;
-      code = partition.type or (if hasContent && partition.content.type or "" == "swap" then "8200" else "8300");
+      code =
+        partition.type or (if hasContent && partition.content.type or "" == "swap" then "8200" else "8300");
       type = types.${lib.toUpper code} or (if isGuid code then lib.toLower code else null);
       extent = readExtent path isFirst partition;
     in
@@ -282,10 +314,13 @@ let
       })
       (
         content.problems
-        ++ optional (type == null)
-          "${path}.type is ${builtins.toJSON code}, which has no GUID here; write EF00, EF02, 8200, 8300 or a type GUID"
+        ++
+          optional (type == null)
+            "${path}.type is ${builtins.toJSON code}, which has no GUID here; write EF00, EF02, 8200, 8300 or a type GUID"
         ++ extent.problems
-        ++ optional (partition.hybrid or null != null) "${path}.hybrid asks for an MBR beside the GPT, which the installer does not write; leave it out"
+        ++ optional (
+          partition.hybrid or null != null
+        ) "${path}.hybrid asks for an MBR beside the GPT, which the installer does not write; leave it out"
       );
 
   # disko writes partitions by priority, then by name.
@@ -318,7 +353,9 @@ let
       kind = disk.content.type or "nothing";
       names = inOrder (disk.content.partitions or { });
       read = map (
-        name: readPartition "${path}.partitions.${name}" (name == lib.head names) (disk.name or diskName) name disk.content.partitions.${name}
+        name:
+        readPartition "${path}.partitions.${name}" (name == lib.head names) (disk.name or diskName
+        ) name disk.content.partitions.${name}
       ) names;
     in
     if disk.content or null == null then
@@ -350,7 +387,8 @@ in
       others = concatMap (
         kind:
         map (
-          name: "disko.devices.${kind}.${name} is nothing the installer makes; set installVia.readDisko to false to go without a layout"
+          name:
+          "disko.devices.${kind}.${name} is nothing the installer makes; set installVia.readDisko to false to go without a layout"
         ) (lib.attrNames (withoutInternal (devices.${kind} or { })))
       ) otherMaps;
     in

@@ -82,9 +82,12 @@ rec {
           // lib.optionalAttrs (mount.options != [ ] || mount.subvolume != null) {
             options = lib.optional (mount.subvolume != null) "subvol=${mount.subvolume}" ++ mount.options;
           }
-          // lib.optionalAttrs (grow && takesRest mount && isFirstMount layout mount && lib.elem mount.format growable) {
-            autoResize = true;
-          }
+          //
+            lib.optionalAttrs
+              (grow && takesRest mount && isFirstMount layout mount && lib.elem mount.format growable)
+              {
+                autoResize = true;
+              }
         )
       ) (namedMounts identity layout)
     );
@@ -118,7 +121,9 @@ rec {
         // {
           partitions = lib.imap1 (
             index: partition:
-            if grow && index == lib.length disk.partitions && partition.size == size.rest && partition ? content then
+            if
+              grow && index == lib.length disk.partitions && partition.size == size.rest && partition ? content
+            then
               partition // { attributes = lib.unique (partition.attributes or [ ] ++ [ 59 ]); }
             else
               partition
@@ -148,9 +153,7 @@ rec {
         };
     in
     lib.optionalAttrs (grow && root != null && takesRest last && last.content != null) (
-      lib.listToAttrs (
-        map (place: lib.nameValuePair (repartName place.index) (definition place)) ofType
-      )
+      lib.listToAttrs (map (place: lib.nameValuePair (repartName place.index) (definition place)) ofType)
     );
 
 }

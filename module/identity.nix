@@ -10,7 +10,33 @@ let
   # Writes a name as udev does in the links below /dev/disk.
   escape =
     lib.replaceStrings
-      [ "\\" " " "!" "\"" "$" "%" "&" "'" "(" ")" "*" "," "/" ";" "<" ">" "?" "[" "]" "^" "`" "{" "|" "}" "~" ]
+      [
+        "\\"
+        " "
+        "!"
+        "\""
+        "$"
+        "%"
+        "&"
+        "'"
+        "("
+        ")"
+        "*"
+        ","
+        "/"
+        ";"
+        "<"
+        ">"
+        "?"
+        "["
+        "]"
+        "^"
+        "`"
+        "{"
+        "|"
+        "}"
+        "~"
+      ]
       [
         "\\x5c"
         "\\x20"
@@ -71,7 +97,9 @@ rec {
     layout: mount:
     let
       inherit (mount.partition) type;
-      hasXbootldr = layouts.mountAt layout "/boot" != null && (layouts.mountAt layout "/boot").partition.type == "xbootldr";
+      hasXbootldr =
+        layouts.mountAt layout "/boot" != null
+        && (layouts.mountAt layout "/boot").partition.type == "xbootldr";
       # The generator's own options are those of an ESP; options of any other mount would get lost.
       isPlain = mount.luks == null && mount.subvolume == null && (type == "esp" || mount.options == [ ]);
       place =
@@ -87,7 +115,8 @@ rec {
     in
     isPlain && place == mount.mountpoint && isFirstOfType layout mount && isOffered mount;
 
-  isFoundSwap = layout: place: place.partition.type == "swap" && place.luks == null && isOffered place;
+  isFoundSwap =
+    layout: place: place.partition.type == "swap" && place.luks == null && isOffered place;
 
   # Returns the device that holds a file system or swap.
   device =

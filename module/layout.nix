@@ -106,12 +106,14 @@ rec {
       )
     ) (partitions layout);
 
-  swaps = layout: filter (place: place.content != null && place.content.type == "swap") (partitions layout);
+  swaps =
+    layout: filter (place: place.content != null && place.content.type == "swap") (partitions layout);
 
   encrypted = layout: filter (place: place.luks != null) (partitions layout);
 
   # Returns the first mount at a mount point, or null.
-  mountAt = layout: mountpoint: lib.findFirst (mount: mount.mountpoint == mountpoint) null (mounts layout);
+  mountAt =
+    layout: mountpoint: lib.findFirst (mount: mount.mountpoint == mountpoint) null (mounts layout);
 
   # Returns the first partition of a type, or null.
   firstOfType =
@@ -119,5 +121,8 @@ rec {
 
   # Returns the formats of the file systems, each once.
   formats =
-    layout: lib.unique (filter (format: format != null) (map (place: formatOf place.content) (partitions layout)));
+    layout:
+    lib.unique (
+      filter (format: format != null) (map (place: formatOf place.content) (partitions layout))
+    );
 }

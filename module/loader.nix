@@ -24,13 +24,15 @@ rec {
       "grub"
     else if on "generic-extlinux-compatible" then
       "extlinux"
-    else if lib.any on [
-      "external"
-      "refind"
-      "initScript"
-      "generationsDir"
-      "raspberryPi"
-    ] then
+    else if
+      lib.any on [
+        "external"
+        "refind"
+        "initScript"
+        "generationsDir"
+        "raspberryPi"
+      ]
+    then
       "other"
     else
       "none";

@@ -26,7 +26,9 @@ rec {
       suffix = builtins.elemAt parts 3;
       bytes =
         whole * units.${unit}
-        + (if fraction == null then 0 else builtins.floor (builtins.fromJSON "0${fraction}" * units.${unit}));
+        + (
+          if fraction == null then 0 else builtins.floor (builtins.fromJSON "0${fraction}" * units.${unit})
+        );
       # "1.5" is no number of bytes, "5iB" and "5KB" are no units of the installer.
       wellFormed =
         (fraction == null || unit != "") && (suffix == null || (suffix == "iB") == (unit != ""));

@@ -25,5 +25,7 @@ rec {
         inherit lib pkgs;
       };
     }
-    // { inherit lib; };
+    // {
+      inherit lib;
+    };
 }

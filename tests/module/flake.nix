@@ -95,9 +95,12 @@ expect "the only input is nixpkgs" (names flake.inputs == [ "nixpkgs" ])
     "packages"
   ]
 )
-&& expect "the module is a file" (builtins.pathExists (outputs.nixosModules.default + "/default.nix"))
+&& expect "the module is a file" (
+  builtins.pathExists (outputs.nixosModules.default + "/default.nix")
+)
 && expect "the overlay has the package" (
-  ((outputs.overlays.default (pkgsFor "x86_64-linux") { }).nixos-install-via.name) == "nixos-install-via"
+  ((outputs.overlays.default (pkgsFor "x86_64-linux") { }).nixos-install-via.name)
+  == "nixos-install-via"
 )
 && expect "GRUB for BIOS is tested where there is BIOS" (
   outputs.checks.x86_64-linux ? grub && !(outputs.checks.aarch64-linux ? grub)

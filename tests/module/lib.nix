@@ -149,7 +149,12 @@ let
       throw "The option `${path loc}' has conflicting definition values.";
 
   mkType =
-    { merge ? equal, getSubOptions ? _: { }, ... }@type: type // { inherit merge getSubOptions; };
+    {
+      merge ? equal,
+      getSubOptions ? _: { },
+      ...
+    }@type:
+    type // { inherit merge getSubOptions; };
 
   scalar = description: check: mkType { inherit description check; };
 
@@ -167,8 +172,7 @@ let
         value: isInt value && low <= value && value <= high
       );
     enum =
-      values:
-      scalar "one of ${concatStringsSep ", " (map toJSON values)}" (value: elem value values);
+      values: scalar "one of ${concatStringsSep ", " (map toJSON values)}" (value: elem value values);
     lines = mkType {
       description = "strings concatenated with \"\\n\"";
       check = isString;
@@ -208,7 +212,10 @@ let
           loc: values:
           concatLists (
             genList (
-              n: imap (m: value: merge (loc ++ [ "[definition ${toString n}-entry ${toString m}]" ]) inner [ value ]) (elemAt values n)
+              n:
+              imap (
+                m: value: merge (loc ++ [ "[definition ${toString n}-entry ${toString m}]" ]) inner [ value ]
+              ) (elemAt values n)
             ) (length values)
           );
         getSubOptions = loc: inner.getSubOptions (loc ++ [ "*" ]);
@@ -247,7 +254,17 @@ let
           in
           config;
         # Only options are asked for, so that the arguments are never looked at.
-        getSubOptions = _: (normalise (if isFunction module then module { name = "<name>"; config = { }; } else module)).options;
+        getSubOptions =
+          _:
+          (normalise (
+            if isFunction module then
+              module {
+                name = "<name>";
+                config = { };
+              }
+            else
+              module
+          )).options;
       };
   };
 
@@ -411,8 +428,7 @@ in
   removeSuffix =
     suffix: text:
     if hasSuffix suffix text then substring 0 (stringLength text - stringLength suffix) text else text;
-  splitString =
-    separator: text: filter isString (builtins.split (escapeRegex separator) text);
+  splitString = separator: text: filter isString (builtins.split (escapeRegex separator) text);
   replaceStrings = builtins.replaceStrings;
   toUpper = builtins.replaceStrings lower upper;
   toLower = builtins.replaceStrings upper lower;

@@ -1,5 +1,10 @@
 # The options of NixOS that the module reads and sets, with the rules that meet it there.
-{ config, lib, pkgs, ... }:
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
 let
   inherit (lib) mkOption types;
   option = type: default: mkOption { inherit type default; };

@@ -24,13 +24,16 @@ let
     indent: value:
     let
       inner = "${indent}  ";
-      key = name: if builtins.match "[a-zA-Z_][a-zA-Z0-9_-]*" name != null then name else builtins.toJSON name;
+      key =
+        name: if builtins.match "[a-zA-Z_][a-zA-Z0-9_-]*" name != null then name else builtins.toJSON name;
     in
     if value._type or "" == "literalExpression" then
       lib.removeSuffix "\n" value.text
     else if builtins.isAttrs value && value != { } then
       "{\n"
-      + lib.concatStringsSep "" (lib.mapAttrsToList (name: v: "${inner}${key name} = ${print inner v};\n") value)
+      + lib.concatStringsSep "" (
+        lib.mapAttrsToList (name: v: "${inner}${key name} = ${print inner v};\n") value
+      )
       + "${indent}}"
     else if builtins.isList value && value != [ ] then
       "[ ${lib.concatStringsSep " " (map (print inner) value)} ]"
