@@ -275,7 +275,7 @@ in
     let
       unlabelled = filter (
         place: place.luks == null && place.content != null && !(place.content ? label)
-      ) (map (mount: mount) (layouts.mounts layout) ++ layouts.swaps layout);
+      ) (layouts.mounts layout ++ layouts.swaps layout);
       root = layouts.mountAt layout "/";
     in
     optionals (identity == "label") (

@@ -121,8 +121,10 @@ let
   biosDisks = lib.filter (disk: disk ? device && lib.any (p: p.type == "bios-boot") disk.partitions) (
     lib.attrValues layout.disks
   );
-  esp = layouts.firstOfType layout "esp";
-  espMount = lib.findFirst (mount: mount.partition.type == "esp") null (layouts.mounts layout);
+  mountOfType =
+    type: lib.findFirst (mount: mount.partition.type == type) null (layouts.mounts layout);
+  espMount = mountOfType "esp";
+  xbootldrMount = mountOfType "xbootldr";
   repart = filesystems.repartPartitions settings;
 
   # --- what the installer is told ---
@@ -211,8 +213,9 @@ in
       # What systemd mounts by itself is in no fstab, and needs its kernel modules and fsck all the same.
       boot.supportedFilesystems = layouts.formats layout;
 
-      boot.loader.efi.efiSysMountPoint = mkIf (esp != null && espMount != null) (
-        mkDefault espMount.mountpoint
+      boot.loader.efi.efiSysMountPoint = mkIf (espMount != null) (mkDefault espMount.mountpoint);
+      boot.loader.systemd-boot.xbootldrMountPoint = mkIf (xbootldrMount != null) (
+        mkDefault xbootldrMount.mountpoint
       );
       boot.loader.grub.devices = mkIf (loader.kind == "grub" && biosDisks != [ ]) (
         mkDefault (map (disk: disk.device) biosDisks)

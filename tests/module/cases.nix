@@ -122,6 +122,9 @@ let
     ++ lib.optional (
       config.boot.loader.efi.efiSysMountPoint != "/boot"
     ) "esp ${config.boot.loader.efi.efiSysMountPoint}"
+    ++ lib.optional (
+      config.boot.loader.systemd-boot.xbootldrMountPoint != null
+    ) "kernels ${config.boot.loader.systemd-boot.xbootldrMountPoint}"
     ++ map (device: "grub ${device}") config.boot.loader.grub.devices;
 
   same = name: got: want: {
@@ -458,6 +461,53 @@ rec {
         "repart linux-generic 21474836480"
         "repart linux-generic"
         "repart in stage 1"
+      ]
+    )
+
+    (boots "kernels on an XBOOTLDR partition"
+      [
+        systemdBoot
+        (disk [
+          (with' esp "content" (esp.content // { mountpoint = "/efi"; }))
+          {
+            name = "boot";
+            type = "xbootldr";
+            size = "1G";
+            content = {
+              type = "filesystem";
+              format = "vfat";
+              label = "BOOT";
+              mountpoint = "/boot";
+            };
+          }
+          root
+        ])
+      ]
+      [
+        "/ /dev/gpt-auto-root ext4 ${grows}"
+        "repart root"
+        "repart in stage 1"
+        "root=gpt-auto"
+        "esp /efi"
+        "kernels /boot"
+      ]
+    )
+    (boots "a root in memory"
+      (
+        uefi [ (with' root "content" (ext4 "/nix")) ]
+        ++ [
+          {
+            fileSystems."/" = {
+              device = "none";
+              fsType = "tmpfs";
+            };
+          }
+        ]
+      )
+      [
+        "/ none tmpfs defaults"
+        "/boot /dev/disk/by-label/ESP vfat defaults"
+        "/nix /dev/disk/by-label/nixos ext4 ${grows}"
       ]
     )
 

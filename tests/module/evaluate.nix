@@ -24,8 +24,5 @@ rec {
       specialArgs = {
         inherit lib pkgs;
       };
-    }
-    // {
-      inherit lib;
     };
 }

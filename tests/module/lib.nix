@@ -24,7 +24,6 @@ let
     mapAttrs
     stringLength
     substring
-    tail
     toJSON
     ;
 
@@ -369,7 +368,6 @@ in
     mkOrder
     mkOverride
     optionals
-    tail
     types
     unique
     ;
