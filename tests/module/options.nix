@@ -57,7 +57,7 @@ let
     loc: option:
     lib.concatStringsSep "\n" (
       [
-        "## ${lib.concatStringsSep "." loc}\n"
+        "## `${lib.concatStringsSep "." loc}`\n"
         "${lib.removeSuffix "\n" (plain option.description)}\n"
         (line "Type" option.type.description)
       ]

@@ -11,6 +11,9 @@ let
     outPath = "/nix/store/00000000000000000000000000000000-${name}";
   };
 
+  # Where Debian and NixOS have their tools.
+  path = "/usr/bin:/bin:/run/current-system/sw/bin";
+
   run =
     name: text:
     derivation {
@@ -21,7 +24,7 @@ let
         "-euc"
         text
       ];
-      PATH = "/usr/bin:/bin";
+      PATH = path;
     };
 
   stub = builtins.toFile "nixos-install-via" ''
@@ -63,7 +66,7 @@ rec {
         ''cp "$textPath" "$out"''
       ];
       passAsFile = [ "text" ];
-      PATH = "/usr/bin:/bin";
+      PATH = path;
     };
 
   nixos-install-via = run "nixos-install-via-0" ''

@@ -13,11 +13,14 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 failures=0
 
-# A store of its own when nobody else is to be asked, and nothing from the network.
-export NIX_REMOTE=
-export NIX_CONFIG='build-users-group =
-sandbox = false
+# Builds use the tools of this machine and nothing from the network. Root needs no daemon for them.
+export NIX_CONFIG='sandbox = false
 substituters ='
+if [ "$(id -u)" = 0 ]; then
+  export NIX_REMOTE=
+  export NIX_CONFIG="$NIX_CONFIG
+build-users-group ="
+fi
 
 nixpkgs=null
 [ -z "${NIXPKGS-}" ] || nixpkgs=$(cd "$NIXPKGS" && pwd)
