@@ -16,7 +16,7 @@ in
   btrfs = clone (import ./btrfs.nix { inherit systemdBoot; });
   luks = clone (import ./luks.nix { inherit systemdBoot; });
 }
-# What starts a disk in the way of old PCs.
+# BIOS is of PCs alone.
 // lib.optionalAttrs pkgs.stdenv.hostPlatform.isx86_64 {
   grub = clone (import ./grub.nix);
 }
