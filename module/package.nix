@@ -1,0 +1,53 @@
+# The installer, static, with its man pages and completions.
+{
+  lib,
+  stdenv,
+  rustPlatform,
+  installShellFiles,
+}:
+let
+  cargo = lib.importTOML ../Cargo.toml;
+in
+rustPlatform.buildRustPackage {
+  pname = cargo.package.name;
+  inherit (cargo.package) version;
+
+  # Cargo looks for all targets of Cargo.toml, also for those that are not built.
+  src = lib.fileset.toSource {
+    root = ../.;
+    fileset = lib.fileset.unions [
+      ../Cargo.lock
+      ../Cargo.toml
+      ../src
+      ../tests/bench
+      ../tests/demo
+      ../tests/it
+      (lib.fileset.maybeMissing ../templates)
+    ];
+  };
+  cargoLock.lockFile = ../Cargo.lock;
+
+  # The tests attach loop devices and start virtual machines, which a build may not.
+  doCheck = false;
+
+  nativeBuildInputs = [ installShellFiles ];
+  postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+    mkdir man
+    $out/bin/nixos-install-via man man
+    installManPage man/*
+    for shell in bash fish zsh; do
+      $out/bin/nixos-install-via completions $shell > nixos-install-via.$shell
+      installShellCompletion --cmd nixos-install-via --$shell nixos-install-via.$shell
+    done
+  '';
+
+  meta = {
+    inherit (cargo.package) description;
+    license = lib.licenses.mit;
+    mainProgram = "nixos-install-via";
+    platforms = [
+      "x86_64-linux"
+      "aarch64-linux"
+    ];
+  };
+}
