@@ -90,7 +90,7 @@ pub enum ManifestError {
     Type { field: &'static str, what: String },
     #[error("the manifest's {field} is {value:?}, which is not {wanted}")]
     Value { field: String, value: String, wanted: &'static str },
-    #[error("the manifest's layout: {0}")]
+    #[error("in the manifest, {0}")]
     Layout(#[from] LayoutError),
 }
 
@@ -286,8 +286,8 @@ mod tests {
                 r#"{"version":1,"ssh":"/nix/store/0c5mzqyfjhyxv5bmpanmc7dzl5cfbhzj-x/../../../bin/ssh"}"#,
                 "which is not a path in the Nix store",
             ),
-            (r#"{"version":1,"layout":"ext4"}"#, "the manifest's layout: "),
-            (r#"{"version":1,"layout":{"disks":{}}}"#, "the manifest's layout: "),
+            (r#"{"version":1,"layout":"ext4"}"#, "in the manifest, "),
+            (r#"{"version":1,"layout":{"disks":{}}}"#, "in the manifest, "),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(words) && !error.contains('\n'), "{text}: {error}");

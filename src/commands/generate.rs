@@ -29,7 +29,7 @@ pub fn run(args: &Generate) -> Result<()> {
     let binary = program("--binary", &args.binary)?;
     let toplevel = absolute("--toplevel", &args.toplevel)?;
     if !args.toplevel.is_dir() {
-        return Err(usage(format!("--toplevel {toplevel} is no directory; make it before")));
+        return Err(usage(format!("--toplevel {toplevel:?} is no directory; make it before")));
     }
     let manifest = read_manifest(&args.manifest)?;
 
@@ -55,7 +55,7 @@ fn read_manifest(file: &Path) -> Result<String> {
 
 fn program<'a>(option: &str, path: &'a Path) -> Result<&'a str> {
     let text = absolute(option, path)?;
-    if path.is_file() { Ok(text) } else { Err(usage(format!("{option} {text} is no file"))) }
+    if path.is_file() { Ok(text) } else { Err(usage(format!("{option} {text:?} is no file"))) }
 }
 
 fn absolute<'a>(option: &str, path: &'a Path) -> Result<&'a str> {
