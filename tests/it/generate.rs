@@ -153,7 +153,8 @@ fn there_is_a_manual_page_for_each_command_that_the_help_shows() {
     for command in COMMANDS {
         let target = program(command);
         assert_eq!(page(&format!("{command}.8")), format!(".so man8/{target}\n"));
-        assert!(page(&target).contains(&format!(".TH nixos-install-via-{command} 8 ")));
+        let title = format!(".TH nixos-install-via-{command} 8 \" \" \"nixos-install-via ");
+        assert!(page(&target).contains(&title), "{}", page(&target));
         assert!(!page(&target).contains("default\\-system"), "hidden options are for scripts");
     }
 }
