@@ -42,6 +42,13 @@ enum Command {
     Verify(Verify),
     /// Print completions for a shell
     Completions(Completions),
+    // For those who build systems and packages, not for those who run them.
+    /// Put the commands and the manifest into a system that is being built
+    #[command(hide = true, after_help = EXIT_CODES)]
+    Generate(Generate),
+    /// Write the manual pages into a directory
+    #[command(hide = true)]
+    Man(Man),
 }
 
 /// What both ways to install have in common.
@@ -50,6 +57,9 @@ pub struct Common {
     /// System to install: a toplevel store path, or a link to one [default: the one this command belongs to]
     #[arg(long, value_name = "PATH")]
     pub system: Option<PathBuf>,
+    /// What the entry script of a system says: the system it is part of
+    #[arg(long, value_name = "PATH", hide = true)]
+    pub default_system: Option<PathBuf>,
     /// Root whose store and database the system is read from
     #[arg(long, value_name = "ROOT", default_value = "/")]
     pub from: PathBuf,
@@ -161,6 +171,35 @@ pub struct Completions {
     shell: clap_complete::Shell,
 }
 
+#[derive(Args)]
+pub struct Generate {
+    /// Toplevel that is being built; the scripts name it as it is said here
+    #[arg(long, value_name = "DIR")]
+    pub toplevel: PathBuf,
+    /// What there is to know about the system, a JSON file
+    #[arg(long, value_name = "FILE")]
+    pub manifest: PathBuf,
+    /// Shell that runs the scripts, such as /nix/store/…/bin/sh
+    #[arg(long, value_name = "PATH")]
+    pub shell: PathBuf,
+    /// This program, as the scripts shall start it
+    #[arg(long, value_name = "PATH")]
+    pub binary: PathBuf,
+}
+
+#[derive(Args)]
+pub struct Man {
+    /// Directory of section 8, such as share/man/man8
+    pub dir: PathBuf,
+}
+
+/// Returns the whole command line, with all that is derived from it.
+pub fn description() -> clap::Command {
+    let mut program = Cli::command().disable_help_subcommand(true);
+    program.build();
+    program
+}
+
 /// Runs the command that the process was started with and returns its exit code.
 pub fn main() -> i32 {
     let words: Vec<OsString> = std::env::args_os().collect();
@@ -184,6 +223,8 @@ fn perform(command: Command) -> Result<i32> {
         Command::InstallToDir(args) => commands::install_to_dir::run(&args).map(|()| 0),
         Command::Enter(args) => commands::enter::run(&args),
         Command::Verify(args) => commands::verify::run(&args).map(|()| 0),
+        Command::Generate(args) => commands::generate::run(&args).map(|()| 0),
+        Command::Man(args) => commands::man::run(&args).map(|()| 0),
         Command::Completions(args) => {
             clap_complete::generate(args.shell, &mut Cli::command(), NAME, &mut std::io::stdout());
             Ok(0)

@@ -23,7 +23,7 @@ pub fn run(args: &InstallToDir) -> Result<()> {
     let common = &args.common;
     let progress = common.progress.printer();
     let wishes = Wishes {
-        system: system(common.system.as_deref(), &common.from)?,
+        system: system(common)?,
         from: common.from.clone(),
         extra_files: common.extra_files.clone(),
     };

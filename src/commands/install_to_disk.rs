@@ -33,7 +33,7 @@ pub fn run(args: &InstallToDisk) -> Result<()> {
     let common = &args.common;
     let progress = common.progress.printer();
     let wishes = Wishes {
-        system: system(common.system.as_deref(), &common.from)?,
+        system: system(common)?,
         from: common.from.clone(),
         extra_files: common.extra_files.clone(),
     };
@@ -109,11 +109,11 @@ fn ask(plan: &Plan, facts: &DiskFacts) -> Result<()> {
 /// Looks up all that the plan of a disk is decided by.
 fn disk_wishes(args: &InstallToDisk, wishes: &Wishes, facts: &DiskFacts) -> Result<DiskWishes> {
     let toplevel = Toplevel { root: &wishes.from, system: &wishes.system };
-    let loader = loader::recognise(&wishes.from, &wishes.system)?;
+    let manifest = manifest::read(&wishes.from, &wishes.system)?.unwrap_or_default();
+    let loader = manifest.correct(loader::recognise(&wishes.from, &wishes.system)?);
     if matches!(loader.kind, Kind::None | Kind::NoSwitch) {
         return Err(refused(loader::NoLoader.to_string()));
     }
-    let manifest = manifest::read(&wishes.system.in_root(&wishes.from))?.unwrap_or_default();
     let architecture = toplevel.architecture()?;
     let boot_files = toplevel.boot_files()?;
     let fstab = toplevel.text("etc/fstab")?;

@@ -1,18 +1,19 @@
 //! One file a command: look, decide, act. Here is what they share.
 
 pub mod enter;
+pub mod generate;
 pub mod install_to_dir;
 pub mod install_to_disk;
+pub mod man;
 pub mod verify;
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::cli::PlanForm;
+use crate::cli::{Common, PlanForm};
 use crate::failure::{refused, usage};
 use crate::plan::Plan;
 use crate::store::path::StorePath;
@@ -51,8 +52,9 @@ fn confirm(plan: &Plan, question: &str, answers: &[&str]) -> Result<()> {
 }
 
 /// Returns the system that was named, or else the one this command belongs to.
-fn system(named: Option<&Path>, from: &Path) -> Result<StorePath> {
-    let path = match named {
+fn system(common: &Common) -> Result<StorePath> {
+    let from = common.from.as_path();
+    let path = match common.system.as_deref() {
         Some(path) if path.is_absolute() => path.to_owned(),
         Some(path) if from == Path::new("/") => {
             std::path::absolute(path).with_context(|| format!("finding {}", path.display()))?
@@ -63,7 +65,7 @@ fn system(named: Option<&Path>, from: &Path) -> Result<StorePath> {
                 path.display()
             )));
         }
-        None => default_system(from)?,
+        None => default_system(common)?,
     };
     let system = resolve(from, &path)?;
     let toplevel = system.in_root(from);
@@ -75,12 +77,12 @@ fn system(named: Option<&Path>, from: &Path) -> Result<StorePath> {
     Ok(system)
 }
 
-fn default_system(from: &Path) -> Result<PathBuf> {
-    if from != Path::new("/") {
+fn default_system(common: &Common) -> Result<PathBuf> {
+    if common.from != Path::new("/") {
         return Ok(PathBuf::from("/nix/var/nix/profiles/system"));
     }
-    if let Some(own) = own_system() {
-        return Ok(own);
+    if let Some(own) = &common.default_system {
+        return Ok(own.clone());
     }
     let running = Path::new("/run/current-system");
     if running.exists() {
@@ -89,21 +91,6 @@ fn default_system(from: &Path) -> Result<PathBuf> {
     Err(usage(
         "this machine runs no NixOS; name the system to install with --system, and its root with --from",
     ))
-}
-
-/// Returns the toplevel whose `bin/` this command was started from.
-fn own_system() -> Option<PathBuf> {
-    let called = PathBuf::from(std::env::args_os().next()?);
-    let called = match called.parent() {
-        Some(dir) if dir != Path::new("") => called,
-        _ => std::env::split_paths(&std::env::var_os("PATH")?)
-            .map(|dir| dir.join(&called))
-            .find(|path| path.exists())?,
-    };
-    let bin = called.parent()?.canonicalize().ok()?;
-    let toplevel = bin.parent()?;
-    let is_system = bin.file_name() == Some(OsStr::new("bin")) && toplevel.join("nixos-version").exists();
-    is_system.then(|| toplevel.to_owned())
 }
 
 // As many links in a row as the kernel follows.

@@ -1,25 +1,50 @@
 //! Files that are there whole or not at all.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::Write;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::libc;
+use tempfile::NamedTempFile;
 
 /// Writes a file under a temporary name, syncs it, and renames it into place.
 pub fn publish(path: &Path, contents: &[u8]) -> Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    let mut file =
-        tempfile::NamedTempFile::new_in(dir).with_context(|| format!("writing into {}", dir.display()))?;
-    file.write_all(contents).with_context(|| format!("writing {}", path.display()))?;
-    fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))
-        .with_context(|| format!("setting the mode of {}", path.display()))?;
-    file.as_file().sync_all().with_context(|| format!("syncing {}", path.display()))?;
-    file.persist(path).with_context(|| format!("publishing {}", path.display()))?;
-    sync_dir(dir)
+    Staged::new(path, contents, 0o644)?.publish()
+}
+
+/// A file that is written and has no name yet; dropped, it is gone.
+pub struct Staged {
+    file: NamedTempFile,
+    path: PathBuf,
+}
+
+impl Staged {
+    /// Writes and syncs a file that is to be at `path`.
+    pub fn new(path: &Path, contents: &[u8], mode: u32) -> Result<Staged> {
+        let dir = parent(path);
+        let mut file =
+            NamedTempFile::new_in(dir).with_context(|| format!("writing into {}", dir.display()))?;
+        file.write_all(contents).with_context(|| format!("writing {}", path.display()))?;
+        fs::set_permissions(file.path(), Permissions::from_mode(mode))
+            .with_context(|| format!("setting the mode of {}", path.display()))?;
+        file.as_file().sync_all().with_context(|| format!("syncing {}", path.display()))?;
+        Ok(Staged { file, path: path.to_owned() })
+    }
+
+    /// Gives the file its name, in the place of what had it.
+    pub fn publish(self) -> Result<()> {
+        let Staged { file, path } = self;
+        file.persist(&path).with_context(|| format!("publishing {}", path.display()))?;
+        sync_dir(parent(&path))
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
 }
 
 /// Syncs a directory, so that a rename in it survives a power cut.

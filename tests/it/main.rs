@@ -4,6 +4,7 @@ mod clone;
 mod dir;
 mod disk;
 mod env;
+mod generate;
 mod image;
 mod interrupted;
 mod readme;
