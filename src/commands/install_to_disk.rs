@@ -120,7 +120,9 @@ fn disk_wishes(args: &InstallToDisk, wishes: &Wishes, facts: &DiskFacts) -> Resu
     let mut notes = Vec::new();
     let layout = match (&args.layout, &manifest.layout) {
         (Some(file), _) => read_layout(file)?,
-        (None, Some(layout)) => layout.clone(),
+        (None, Some(layout)) => layout
+            .clone()
+            .map_err(|error| refused(format!("{error}; or name another layout with --layout")))?,
         (None, None) => {
             let wanted = derive::Wanted {
                 fstab: &fstab,

@@ -342,6 +342,10 @@ pub enum LayoutError {
     NoDisk,
     #[error("the layout names {0} disks and this version installs onto one; keep one below \"disks\"")]
     Disks(usize),
+    #[error(
+        "{at} of the layout: content of type {kind:?} is not supported in this version; use filesystem, btrfs or swap"
+    )]
+    Unsupported { at: String, kind: String },
     #[error("the layout has no partition; write at least the one that holds /")]
     NoPartition,
     #[error("the layout has {0} partitions and a partition table holds 128")]
@@ -404,6 +408,13 @@ pub enum LayoutError {
     NotReproduced { device: String, mountpoint: String, hint: String },
 }
 
+impl LayoutError {
+    /// Tells whether the layout may well be right, and only this version cannot make it.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self, LayoutError::Unsupported { .. } | LayoutError::Disks(_))
+    }
+}
+
 /// Parses and validates a layout file.
 pub fn parse(json: &str) -> Result<Layout, LayoutError> {
     let value: serde_json::Value =
@@ -423,10 +434,7 @@ pub fn parse(json: &str) -> Result<Layout, LayoutError> {
                 kind @ ("luks" | "lvm_pv" | "lvm" | "mdraid" | "zfs" | "bcachefs" | "gpt" | "table"),
             ) = kind
             {
-                let what = format!(
-                    "content of type {kind:?} is not supported in this version; use filesystem, btrfs or swap"
-                );
-                return Err(LayoutError::Field { at, what });
+                return Err(LayoutError::Unsupported { at, kind: kind.to_owned() });
             }
             serde_json::from_value::<Partition>(partition.clone())
                 .map_err(|error| LayoutError::Field { at, what: error.to_string() })?;
