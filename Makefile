@@ -12,10 +12,10 @@ ifneq ($(SUDO),)
 export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: help build demo test bench lint clean
+.PHONY: help build demo test test-module bench lint clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 build: $(BINARY) ## Build the static, stripped binary: build/nixos-install-via
 
@@ -27,6 +27,11 @@ demo: build build/fixture/uefi/toplevel ## Clone a running system in a virtual m
 test: build $(FIXTURES) ## Run every test, virtual machines included
 	tests/needs.sh tests/packages/test
 	cargo test
+	BINARY=$(BINARY) tests/module/run.sh
+
+test-module: build ## Evaluate the NixOS module in every case (NIXPKGS=DIR: with that nixpkgs' lib)
+	tests/needs.sh tests/packages/test
+	BINARY=$(BINARY) $(if $(NIXPKGS),NIXPKGS=$(NIXPKGS)) tests/module/run.sh
 
 bench: build ## Measure install-to-dir against cp, rsync, tar and nix copy (BENCH_DIR=DIR elsewhere)
 	tests/needs.sh tests/packages/bench

@@ -1,6 +1,7 @@
 //! Images: made on this machine, whose kernel need not read partition tables itself, and booted.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -14,9 +15,12 @@ fn an_image_made_here_after_one_that_was_killed_boots_on_bios() {
     let words = fixture("bios").words("install-to-disk", &["--image-size", "3G", "disk.img"]);
 
     let mut killed = env.start(&words);
-    wait_until("the image is attached", || still_attached(&env));
-    // Into the copying: what is mounted then is in use.
-    sleep(Duration::from_secs(2));
+    // Into the copying: what is mounted then is in use. The new file systems alone are smaller.
+    let growing = env.path(".disk.img.part");
+    wait_until("the copy is under way", || {
+        fs::metadata(&growing).is_ok_and(|meta| meta.blocks() * 512 > 96 << 20)
+    });
+    assert!(still_attached(&env));
     killed.kill().unwrap();
     killed.wait().unwrap();
     wait_until("what the dead one held is free", || !still_attached(&env));
@@ -47,6 +51,6 @@ fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     let deadline = Instant::now() + QUICK;
     while !is_so() {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
-        sleep(Duration::from_millis(50));
+        sleep(Duration::from_millis(5));
     }
 }
