@@ -4,6 +4,7 @@ mod clone;
 mod dir;
 mod disk;
 mod env;
+mod gpt_auto;
 mod image;
 mod interrupted;
 mod readme;
