@@ -38,7 +38,7 @@ fn original_and_clone_find_their_own_disks_side_by_side_and_a_larger_disk_is_fil
     original.power_off();
 
     // The clone's first boot, on a disk that has become twice as large.
-    File::options().write(true).open(&target).unwrap().set_len(2 * SIZE << 20).unwrap();
+    File::options().write(true).open(&target).unwrap().set_len((2 * SIZE) << 20).unwrap();
     let mut clone = Machine::new(Start::Uefi).disk(&source.image).disk(&target).boot_from(1).start();
     is_at_home(&mut clone, "vdb");
     assert_eq!(clone.sh("cat /root/whose /boot/whose 2>/dev/null || true"), "");
