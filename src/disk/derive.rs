@@ -15,7 +15,7 @@ use super::layout::{
 };
 use crate::size::Bytes;
 
-// systemd grows a file system whose entry has this bit, when it found it by its type.
+// systemd grows a file system whose entry has this bit, when it found it by its type; the root from version 255 on.
 const GROW_FILE_SYSTEM: u8 = 59;
 // The least vfat on sectors of 4096 bytes that is FAT32, which some firmware insists on, is 257 MiB.
 const SMALLEST_ESP: Bytes = Bytes::mib(288);

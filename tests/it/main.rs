@@ -5,6 +5,7 @@ mod dir;
 mod disk;
 mod env;
 mod generate;
+mod gpt_auto;
 mod image;
 mod interrupted;
 mod readme;

@@ -1,6 +1,6 @@
 //! The disk of a machine that already runs: what it installs from, and must not change.
 //!
-//! Its root comes from `install-to-dir`; QEMU starts the kernel itself, as the disk has no loader.
+//! Its root comes from `install-to-dir`. QEMU starts the kernel itself, unless the disk shall have a loader.
 //! The demo uses this file too.
 
 use std::fs::{self, File};
@@ -25,10 +25,13 @@ const ESP_TYPE: [u8; 16] =
 pub enum Firmware {
     Uefi,
     Bios,
+    /// UEFI that starts systemd-boot from the disk. Neither its partitions nor its file systems have names.
+    UefiUnnamed,
 }
 
 pub struct Source {
     pub image: PathBuf,
+    firmware: Firmware,
     kernel: PathBuf,
     initrd: PathBuf,
     parameters: String,
@@ -44,11 +47,6 @@ impl Source {
             .arg(from)
             .args(["--system", toplevel])
             .arg(&root));
-        partition(&image, &firmware);
-        if let Firmware::Uefi = firmware {
-            format_esp(&image, work);
-        }
-        format_root(&image, &root);
         let inside = |name: &str| {
             let mut path = root.join(&toplevel[1..]).join(name);
             while let Ok(target) = fs::read_link(&path) {
@@ -61,66 +59,105 @@ impl Source {
             work.join(name)
         };
         let own = fs::read_to_string(inside("kernel-params")).expect("the system has parameters");
-        let source = Source {
-            image,
-            kernel: keep("kernel"),
-            initrd: keep("initrd"),
-            parameters: format!("init={toplevel}/init {own}"),
-        };
+        let (kernel, initrd) = (keep("kernel"), keep("initrd"));
+        let parameters = format!("init={toplevel}/init {own}");
+        let source = Source { image, firmware, kernel, initrd, parameters };
+        source.partition();
+        match source.firmware {
+            Firmware::Bios => {}
+            Firmware::Uefi => source.format_esp(work, &["-n", "ESP"], |_| {}),
+            Firmware::UefiUnnamed => {
+                let loader = inside("systemd").join("lib/systemd/boot/efi/systemd-bootx64.efi");
+                source.format_esp(work, &[], |esp| source.fill_esp(work, esp, &loader));
+            }
+        }
+        source.format_root(&root);
         fs::remove_dir_all(&root).expect("the directory is ours");
         source
     }
 
     pub fn start(&self) -> Start {
-        Start::Kernel {
-            kernel: self.kernel.clone(),
-            initrd: self.initrd.clone(),
-            parameters: self.parameters.clone(),
+        match self.firmware {
+            Firmware::UefiUnnamed => Start::Uefi,
+            Firmware::Uefi | Firmware::Bios => Start::Kernel {
+                kernel: self.kernel.clone(),
+                initrd: self.initrd.clone(),
+                parameters: self.parameters.clone(),
+            },
         }
     }
-}
 
-/// Writes a table of two partitions, and boot code that a wrong installation would overwrite.
-fn partition(image: &Path, firmware: &Firmware) {
-    let file = File::create(image).expect("the work directory can be written");
-    file.set_len(SIZE).expect("images can be sparse");
-    let code = match firmware {
-        Firmware::Uefi => "--typecode=1:ef00",
-        Firmware::Bios => "--typecode=1:ef02",
-    };
-    let first = format!("--new=1:{}:{}", MIB / SECTOR, ROOT_START / SECTOR - 1);
-    let root = format!("--new=2:{}:{}", ROOT_START / SECTOR, (ROOT_START + ROOT_SIZE) / SECTOR - 1);
-    run(Command::new("sgdisk").args([&first, code, &root]).arg(image));
-    file.write_all_at(&[0xb7; 440], 0).expect("the image can be written");
-    file.write_all_at(&vec![0xb8; 512 << 10], 64 * SECTOR).expect("the image can be written");
-}
+    /// Writes a table of two partitions, and boot code that a wrong installation would overwrite.
+    fn partition(&self) {
+        let image = &self.image;
+        let file = File::create(image).expect("the work directory can be written");
+        file.set_len(SIZE).expect("images can be sparse");
+        let first_code = match self.firmware {
+            Firmware::Uefi | Firmware::UefiUnnamed => "--typecode=1:ef00",
+            Firmware::Bios => "--typecode=1:ef02",
+        };
+        let first = format!("--new=1:{}:{}", MIB / SECTOR, ROOT_START / SECTOR - 1);
+        let root = format!("--new=2:{}:{}", ROOT_START / SECTOR, (ROOT_START + ROOT_SIZE) / SECTOR - 1);
+        run(Command::new("sgdisk").args([&first, first_code, &root, "--typecode=2:8304"]).arg(image));
+        file.write_all_at(&[0xb7; 440], 0).expect("the image can be written");
+        file.write_all_at(&vec![0xb8; 512 << 10], 64 * SECTOR).expect("the image can be written");
+    }
 
-fn format_esp(image: &Path, work: &Path) {
-    let esp = work.join("esp.img");
-    File::create(&esp).and_then(|file| file.set_len(FIRST_SIZE)).expect("the work directory can be written");
-    run(Command::new("mkfs.vfat").args(["-F", "32", "-n", "ESP"]).arg(&esp));
-    let mut from = File::open(&esp).expect("it was just made");
-    let mut to = File::options().write(true).open(image).expect("it was just made");
-    to.seek(SeekFrom::Start(MIB)).expect("images seek");
-    // Its zeros are already there.
-    let mut block = vec![0; MIB as usize];
-    while let count @ 1.. = from.read(&mut block).expect("the file can be read") {
-        if block[..count].iter().any(|&byte| byte != 0) {
-            to.write_all(&block[..count]).expect("the image can be written");
-        } else {
-            to.seek(SeekFrom::Current(count as i64)).expect("images seek");
+    fn format_esp(&self, work: &Path, name: &[&str], fill: impl FnOnce(&Path)) {
+        let esp = work.join("esp.img");
+        File::create(&esp)
+            .and_then(|file| file.set_len(FIRST_SIZE))
+            .expect("the work directory can be written");
+        run(Command::new("mkfs.vfat").args(["-F", "32"]).args(name).arg(&esp));
+        fill(&esp);
+        let mut from = File::open(&esp).expect("it was just made");
+        let mut to = File::options().write(true).open(&self.image).expect("it was just made");
+        to.seek(SeekFrom::Start(MIB)).expect("images seek");
+        // Its zeros are already there.
+        let mut block = vec![0; MIB as usize];
+        while let count @ 1.. = from.read(&mut block).expect("the file can be read") {
+            if block[..count].iter().any(|&byte| byte != 0) {
+                to.write_all(&block[..count]).expect("the image can be written");
+            } else {
+                to.seek(SeekFrom::Current(count as i64)).expect("images seek");
+            }
+        }
+        fs::remove_file(&esp).expect("it is ours");
+    }
+
+    /// Puts onto an ESP what starts the system, with the names that systemd-boot looks for.
+    fn fill_esp(&self, work: &Path, esp: &Path, loader: &Path) {
+        let conf = work.join("loader.conf");
+        fs::write(&conf, "timeout 0\n").expect("the work directory can be written");
+        let entry = work.join("entry.conf");
+        let lines = format!("title NixOS\nlinux /kernel\ninitrd /initrd\noptions {}\n", self.parameters);
+        fs::write(&entry, lines).expect("the work directory can be written");
+        let tool = |name: &str| {
+            let mut command = Command::new(name);
+            command.env("MTOOLS_SKIP_CHECK", "1").arg("-i").arg(esp);
+            command
+        };
+        run(tool("mmd").args(["::/EFI", "::/EFI/BOOT", "::/loader", "::/loader/entries"]));
+        for (file, place) in [
+            (loader, "::/EFI/BOOT/BOOTX64.EFI"),
+            (&self.kernel, "::/kernel"),
+            (&self.initrd, "::/initrd"),
+            (&conf, "::/loader/loader.conf"),
+            (&entry, "::/loader/entries/nixos.conf"),
+        ] {
+            run(tool("mcopy").arg(file).arg(place));
         }
     }
-    fs::remove_file(&esp).expect("it is ours");
-}
 
-fn format_root(image: &Path, root: &Path) {
-    let options = format!("root_owner=0:0,offset={ROOT_START},nodiscard");
-    run(Command::new("mke2fs")
-        .args(["-q", "-F", "-t", "ext4", "-L", "nixos", "-E", &options, "-d"])
-        .arg(root)
-        .arg(image)
-        .arg(format!("{}k", ROOT_SIZE / 1024)));
+    fn format_root(&self, root: &Path) {
+        let options = format!("root_owner=0:0,offset={ROOT_START},nodiscard");
+        let label = if let Firmware::UefiUnnamed = self.firmware { "" } else { "nixos" };
+        run(Command::new("mke2fs")
+            .args(["-q", "-F", "-t", "ext4", "-L", label, "-E", &options, "-d"])
+            .arg(root)
+            .arg(&self.image)
+            .arg(format!("{}k", ROOT_SIZE / 1024)));
+    }
 }
 
 /// The byte at which the ESP of a disk image begins, if it has a partition table with one.

@@ -44,12 +44,13 @@ pub struct Machine {
     start: Start,
     memory: u32,
     disks: Vec<String>,
+    first: usize,
     extra: Vec<String>,
 }
 
 impl Machine {
     pub fn new(start: Start) -> Machine {
-        Machine { start, memory: 1024, disks: Vec::new(), extra: Vec::new() }
+        Machine { start, memory: 1024, disks: Vec::new(), first: 0, extra: Vec::new() }
     }
 
     /// The memory in MiB.
@@ -71,6 +72,12 @@ impl Machine {
     /// Like [`Machine::disk`]; what is written is forgotten.
     pub fn scratch_disk(self, image: &Path) -> Machine {
         self.drive(image, ",snapshot=on")
+    }
+
+    /// Boots from the disk with this number, counted from 0, and from the others only if that fails.
+    pub fn boot_from(mut self, number: usize) -> Machine {
+        self.first = number;
+        self
     }
 
     fn drive(mut self, image: &Path, options: &str) -> Machine {
@@ -105,8 +112,8 @@ impl Machine {
             }
         }
         for (number, disk) in self.disks.iter().enumerate() {
-            // A serial number, as real disks have. A kernel given to QEMU holds the first place.
-            let place = number + 1;
+            // A serial number, as real disks have. A kernel given to QEMU holds the place 0.
+            let place = if number == self.first { 1 } else { number + 2 };
             let device = format!("virtio-blk-pci,drive=disk{number},serial=disk-{number},bootindex={place}");
             qemu.args(["-drive", disk, "-device", &device]);
         }
