@@ -19,3 +19,4 @@ pub mod size;
 pub mod store;
 pub mod sys;
 pub mod system;
+pub mod templates;
