@@ -218,19 +218,21 @@ fn registration(info: &PathInfo) -> String {
 /// Returns the standard programs that the script calls; those of the layout are called by their paths.
 fn programs(plan: &Plan) -> BTreeSet<String> {
     let mut names =
-        vec!["chmod", "chown", "cp", "df", "install", "mount", "mountpoint", "nix-store", "readlink"];
-    names.extend(["stat", "sync", "umount", "unshare", "xargs"]);
+        vec!["chmod", "chown", "cp", "mount", "mountpoint", "nix-store", "readlink", "sync", "umount"];
+    names.extend(["unshare", "xargs"]);
     for step in &plan.steps {
         match step {
-            Step::ExtraFiles { .. } => names.extend(["tar", "find"]),
-            Step::Claim { .. } => names.push("flock"),
-            Step::Disk(DiskStep::Partition { image, .. }) => {
-                names.extend(["addpart", "blkid", "blockdev", "chroot", "cmp", "dd", "flock", "losetup"]);
-                names.extend(["blkid", "lsblk", "mknod", "partx", "setpriv", "sfdisk", "wipefs"]);
-                names.extend(image.then_some("truncate"));
+            Step::ExtraFiles { .. } => names.extend(["find", "tar"]),
+            Step::Claim { .. } => names.extend(["df", "flock"]),
+            Step::Disk(DiskStep::CreateImage { .. }) => names.push("truncate"),
+            Step::Disk(DiskStep::Partition { .. }) => {
+                names.extend([
+                    "addpart", "blkid", "blockdev", "chroot", "cmp", "dd", "flock", "losetup", "lsblk",
+                ]);
+                names.extend(["mknod", "partx", "setpriv", "sfdisk", "stat", "tr", "wipefs"]);
             }
             Step::Disk(DiskStep::Format { content, .. }) if !content.subvolumes().is_empty() => {
-                names.push("btrfs")
+                names.push("btrfs");
             }
             _ => {}
         }

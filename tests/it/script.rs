@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -139,18 +140,23 @@ fn table(image: &Path) -> String {
     lines.map(without_id).collect::<Vec<_>>().join("\n")
 }
 
+/// Where a partition of an image starts and how large it is, in bytes.
+fn place(image: &Path, number: usize) -> (u64, u64) {
+    let dump = tool("sfdisk", &["--dump", text(image)]);
+    let line = dump.lines().filter(|line| line.contains("start=")).nth(number - 1).unwrap();
+    let field = |name: &str| -> u64 {
+        let rest = line.split_once(name).unwrap().1;
+        rest.split(',').next().unwrap().trim().parse().unwrap()
+    };
+    (field("start=") * 512, field("size=") * 512)
+}
+
 /// A partition of an image, mounted for as long as the value lives.
 struct Mounted(PathBuf);
 
 impl Mounted {
     fn new(env: &TestEnv, image: &Path, number: usize, name: &str) -> Mounted {
-        let dump = tool("sfdisk", &["--dump", text(image)]);
-        let line = dump.lines().filter(|line| line.contains("start=")).nth(number - 1).unwrap();
-        let field = |name: &str| -> u64 {
-            let rest = line.split_once(name).unwrap().1;
-            rest.split(',').next().unwrap().trim().parse().unwrap()
-        };
-        let (start, size) = (field("start=") * 512, field("size=") * 512);
+        let (start, size) = place(image, number);
         let point = env.path(name);
         fs::create_dir(&point).unwrap();
         let options = format!("loop,offset={start},sizelimit={size}");
@@ -208,8 +214,42 @@ fn the_script_makes_the_disk_that_the_binary_makes() {
         "boot/grub/i386-pc/load.cfg",
         "boot/grub/i386-pc/core.img",
     ];
-    assert_same_files(&roots[0].0, &roots[1].0, &fresh.map(|name| name));
+    assert_same_files(&roots[0].0, &roots[1].0, &fresh);
     assert_same_to_nix(&roots[0].0, &roots[1].0, &system.toplevel);
+}
+
+#[test]
+fn a_script_that_is_interrupted_leaves_nothing() {
+    let env = TestEnv::new();
+    let words =
+        fixture("bios").words("install-to-disk", &["--plan", "script", "--image-size", "3G", "disk.img"]);
+    let file = script(&env, &words);
+    let mut command = Command::new("dash");
+    // As the terminal does on Ctrl-C: to the script and to what it runs.
+    command.arg(&file).arg("--yes").process_group(0).stdin(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let mut rest = lines.skip_while(|line| !line.contains("Copy and check"));
+    assert!(rest.next().is_some(), "it did not come to the copying");
+    tool("kill", &["-s", "INT", "--", &format!("-{}", child.id())]);
+    let said: Vec<String> = rest.collect();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{said:?}");
+    assert_nothing_is_left(&env);
+    let left: Vec<_> = fs::read_dir(env.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["plan.sh"]);
+}
+
+#[test]
+fn every_form_of_the_script_is_good_shell() {
+    let env = TestEnv::new();
+    // This machine may lack vfat, so it is read and not run.
+    for more in [&[][..], &["--efi-variables"], &["--extra-files", "."]] {
+        let words = [&["--plan", "script", "--image-size", "3G", "disk.img"], more].concat();
+        let file = script(&env, &fixture("uefi").words("install-to-disk", &words));
+        let text = fs::read_to_string(file).unwrap();
+        assert!(text.contains("mkfs.vfat -F 32 -n ESP"), "{text}");
+        assert_eq!(text.contains("mount -t efivarfs"), more.contains(&"--efi-variables"));
+    }
 }
 
 #[test]
@@ -281,11 +321,13 @@ fn odd_names_reach_the_disk_and_a_disk_in_use_is_refused() {
     tool("mke2fs", &["-q", "-F", disk.name()]);
     let point = env.path("mnt");
     fs::create_dir(&point).unwrap();
-    tool("mount", &["-o", "ro", disk.name(), text(&point)]);
-    let mounted = Mounted(point);
     let before = digest(&by_script);
-    run(&file, &["--yes"]).refused().stderr_has(text(&mounted.0));
-    drop(mounted);
+    // Mounted where no other test's namespace takes it along and keeps it.
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-euc", r#"mount -o ro "$1" "$2"; exec dash "$3" --yes"#, "sh", disk.name()])
+        .args([&point, &file])
+        .output();
+    Ran::new("the script on a mounted disk".into(), output.unwrap()).refused().stderr_has(text(&point));
     run(&file, &[]).refused().stderr_has("--yes");
     let above = Loop::new(&disk.device, &[]);
     run(&file, &["--yes"]).refused().stderr_has("loop");
@@ -298,33 +340,15 @@ fn odd_names_reach_the_disk_and_a_disk_in_use_is_refused() {
     env.run(words(&["binary.img"])).ok();
     assert_eq!(table(&by_script), table(&by_binary));
     let names = |image: &Path| {
-        let contents = |number: usize| {
-            let dump = tool("sfdisk", &["--dump", text(image)]);
-            let line =
-                dump.lines().filter(|line| line.contains("start=")).nth(number - 1).unwrap().to_owned();
-            let start = line.split_once("start=").unwrap().1.split(',').next().unwrap().trim().to_owned();
-            let offset = (start.parse::<u64>().unwrap() * 512).to_string();
-            tool(
-                "blkid",
-                &[
-                    "--probe",
-                    "--offset",
-                    &offset,
-                    "--match-tag",
-                    "LABEL",
-                    "--match-tag",
-                    "TYPE",
-                    "--output",
-                    "export",
-                    text(image),
-                ],
-            )
-        };
-        [2, 3, 4, 5].map(contents)
+        let words =
+            ["--probe", "--match-tag", "LABEL", "--match-tag", "TYPE", "--output", "value", "--offset"];
+        [2, 3, 4, 5].map(|number| {
+            let start = place(image, number).0.to_string();
+            tool("blkid", &[&words[..], &[&start, text(image)]].concat()).replace('\n', " ")
+        })
     };
-    assert_eq!(names(&by_script), names(&by_binary));
-    let small = |text: &str| names(&by_script).iter().any(|found| found.contains(text));
-    assert!(small("nixos"), "{:?}", names(&by_script));
+    assert_eq!(names(&by_script), ["sw ap'\"$(x) swap", "-h o'm\"e btrfs", "xfs", "nixos ext4"]);
+    assert_eq!(names(&by_binary), names(&by_script));
 }
 
 #[test]
