@@ -121,6 +121,8 @@ pub enum PlanForm {
     Text,
     /// For programs
     Json,
+    /// A POSIX shell script that does the same with standard tools, to read or to run as root
+    Script,
 }
 
 #[derive(Args)]

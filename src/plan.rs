@@ -15,8 +15,10 @@ use crate::store::path::StorePath;
 use crate::system::claim::Directory;
 
 mod disk;
+mod script;
 
 pub use disk::{DiskStep, DiskWishes, install_to_disk};
+pub use script::{Script, script};
 
 /// The steps of one command, in order, and what a person should know before they are taken.
 #[derive(Clone, Debug, Serialize)]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::{confirm, own_mounts, print_plan, require_root, system};
-use crate::cli::InstallToDir;
+use crate::cli::{InstallToDir, PlanForm};
 use crate::failure::{refused, usage};
 use crate::plan::{self, Summary, Wishes};
 use crate::progress::Event;
@@ -38,7 +38,10 @@ pub fn run(args: &InstallToDir) -> Result<()> {
     };
     let plan = plan::install_to_dir(&wishes, &dir, &state, free_space(&dir)?, summary)?;
     if let Some(form) = common.only_plan() {
-        return print_plan(&plan, form);
+        if form == PlanForm::Script {
+            takes_script(&dir, &state)?;
+        }
+        return print_plan(&plan, &closure, form);
     }
     if !common.yes && matches!(&state, Directory::Complete { .. }) {
         confirm(&plan, &format!("Type yes to update {}:", dir.display()), &["yes"])?;
@@ -52,6 +55,17 @@ pub fn run(args: &InstallToDir) -> Result<()> {
     let text = format!("{} is in {shown}", wishes.system.name());
     progress.event(Event::Done { text });
     Ok(())
+}
+
+/// Refuses a directory that a script would have to look at file by file, to keep what is whole.
+fn takes_script(dir: &Path, state: &Directory) -> Result<()> {
+    if matches!(state, Directory::Absent | Directory::Empty) {
+        return Ok(());
+    }
+    Err(refused(format!(
+        "a script fills a new or empty directory, and {} holds an installation; let this command itself update it",
+        dir.display()
+    )))
 }
 
 /// Returns the directory by its real name, which must not be part of what is copied.

@@ -48,7 +48,7 @@ pub fn run(args: &InstallToDisk) -> Result<()> {
     };
     let plan = plan::install_to_disk(&wishes, &disk_wishes, &facts, summary)?;
     if let Some(form) = common.only_plan() {
-        return print_plan(&plan, form);
+        return print_plan(&plan, &closure, form);
     }
     if !common.yes && facts.kind != DiskKind::NewImage {
         ask(&plan, &facts)?;

@@ -15,8 +15,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::cli::{Common, PlanForm};
 use crate::failure::{refused, usage};
-use crate::plan::Plan;
+use crate::plan::{self, Plan};
+use crate::store::closure::Closure;
 use crate::store::path::StorePath;
+use crate::templates;
 
 fn require_root() -> Result<()> {
     if nix::unistd::geteuid().is_root() {
@@ -26,10 +28,14 @@ fn require_root() -> Result<()> {
 }
 
 /// Prints the plan, alone on stdout.
-fn print_plan(plan: &Plan, form: PlanForm) -> Result<()> {
+fn print_plan(plan: &Plan, closure: &Closure, form: PlanForm) -> Result<()> {
     let text = match form {
         PlanForm::Text => plan.to_string(),
         PlanForm::Json => serde_json::to_string_pretty(plan).context("writing the plan as JSON")? + "\n",
+        PlanForm::Script => {
+            let here = std::env::current_dir().context("finding the working directory")?;
+            templates::plan(&plan::script(plan, closure, &here)?)?
+        }
     };
     std::io::stdout().write_all(text.as_bytes()).context("printing the plan")
 }

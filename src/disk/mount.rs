@@ -75,7 +75,7 @@ impl Drop for Mount {
 ///
 /// Only what shapes the data on disk is kept. The rest of fstab's options is for the running
 /// system, and may be unknown to this machine's kernel.
-fn data(kind: &str, options: &[String]) -> String {
+pub fn data(kind: &str, options: &[String]) -> String {
     let kept: &[&str] = match kind {
         "btrfs" => &["subvol", "compress", "compress-force", "nodatacow", "nodatasum"],
         "vfat" => &["umask", "fmask", "dmask", "uid", "gid", "codepage", "iocharset", "shortname", "utf8"],
@@ -158,9 +158,7 @@ fn below(root: &Path, path: &str) -> PathBuf {
 }
 
 fn make_mount_point(root: &Path, path: &str) -> Result<()> {
-    let mut at = String::new();
-    for part in path.split('/').filter(|part| !part.is_empty()) {
-        at = format!("{at}/{part}");
+    for at in way(path) {
         let dir = below(root, &at);
         match fs::create_dir(&dir) {
             Ok(()) => set_mode(&dir, mode(&at))?,
@@ -171,7 +169,14 @@ fn make_mount_point(root: &Path, path: &str) -> Result<()> {
     Ok(())
 }
 
-fn mode(path: &str) -> u32 {
+/// Returns a path's directories, parents first, itself last.
+pub fn way(path: &str) -> Vec<String> {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    (1..=parts.len()).map(|count| format!("/{}", parts[..count].join("/"))).collect()
+}
+
+/// Returns the mode of a new directory.
+pub fn mode(path: &str) -> u32 {
     match path {
         "/tmp" | "/var/tmp" => 0o1777,
         "/root" => 0o700,

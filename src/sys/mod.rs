@@ -7,3 +7,4 @@ pub mod interrupt;
 pub mod ioctl;
 pub mod namespace;
 pub mod sha256;
+pub mod shell;

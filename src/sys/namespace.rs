@@ -41,7 +41,7 @@ const NOT_EXECUTABLE: i32 = 126;
 const NOT_FOUND: i32 = 127;
 
 // What NixOS's programs need before they set their own; the shell of a login sets the rest.
-const PATH: &str = "/run/current-system/sw/bin:/usr/bin:/bin";
+pub const PATH: &str = "/run/current-system/sw/bin:/usr/bin:/bin";
 
 // Enough of a failed preparation's output to see why.
 const LAST_LINES: usize = 12;

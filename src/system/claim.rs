@@ -42,9 +42,10 @@ struct Note {
     system: StorePath,
 }
 
+/// How far an installation came.
 #[derive(Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-enum State {
+pub enum State {
     Installing,
     Complete,
 }
@@ -113,10 +114,14 @@ impl Claim {
     }
 
     fn note(&self, state: State) -> Result<()> {
-        let note = Note { version: VERSION, state, system: self.system.clone() };
-        let text = serde_json::to_vec(&note).context("writing a note")?;
-        file::publish(&note_path(&self.dir), &text)
+        file::publish(&note_path(&self.dir), note(state, &self.system).as_bytes())
     }
+}
+
+/// Returns the text of the note in a directory.
+pub fn note(state: State, system: &StorePath) -> String {
+    let note = Note { version: VERSION, state, system: system.clone() };
+    serde_json::to_string(&note).expect("a note is a number and two strings")
 }
 
 fn note_path(dir: &Path) -> PathBuf {

@@ -38,13 +38,18 @@ const DIRECTORIES: [Directory; 18] = [
     Directory("run", 0o755, 0),
 ];
 
+/// Returns path, mode and group of each directory of a fresh root, parents first.
+pub fn directories() -> impl Iterator<Item = (&'static str, u32, u32)> {
+    DIRECTORIES.iter().map(|&Directory(path, mode, group)| (path, mode, group))
+}
+
 /// Makes the directories that a first boot or nixos-enter needs, and the mark of a NixOS root.
 ///
 /// A directory that is there keeps its contents and gets the mode that it should have. Nothing
 /// of this machine is taken over: no machine-id, no host keys, no users.
 pub fn prepare(root: &Path) -> Result<()> {
     set_mode(root, 0o755, 0)?;
-    for Directory(name, mode, group) in DIRECTORIES {
+    for (name, mode, group) in directories() {
         let path = root.join(name);
         match fs::DirBuilder::new().mode(0o700).create(&path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {

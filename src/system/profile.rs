@@ -15,7 +15,7 @@ use crate::sys::file;
 
 const PROFILES: &str = "nix/var/nix/profiles";
 // What Nix makes beside it; 0755 and root's.
-const DIRECTORIES: [&str; 6] = [
+pub const DIRECTORIES: [&str; 6] = [
     "nix/var/nix",
     PROFILES,
     "nix/var/nix/profiles/per-user",

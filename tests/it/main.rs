@@ -10,6 +10,7 @@ mod image;
 mod interrupted;
 mod readme;
 mod real_nix;
+mod script;
 mod source;
 #[allow(dead_code)] // the demo uses the rest
 mod vm;

@@ -28,6 +28,8 @@ fn the_readme_s_commands_do_what_it_says() {
                 word => word,
             })
             .collect();
+        // Where its output goes is the shell's business.
+        let words: Vec<&str> = words.into_iter().filter(|word| !word.starts_with('>')).collect();
         let ran_now = match words[0] {
             "install-to-dir" => env.run(system.words(words[0], &words[1..])),
             // What it would do is all that this machine, which may lack vfat, can show of it.
@@ -40,7 +42,7 @@ fn the_readme_s_commands_do_what_it_says() {
         }
         ran += 1;
     }
-    assert_eq!(ran, 4);
+    assert_eq!(ran, 5);
 }
 
 #[test]
