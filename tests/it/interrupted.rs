@@ -64,8 +64,11 @@ fn whatever_stops_an_installation_the_disk_does_not_boot_and_the_next_run_is_cle
     assert!(wiped, "the disk boots all the time");
 
     // In the copy the power goes in earnest.
-    vm.sh(&format!("pkill -9 -x nixos-install-v; {INSTALL} --progress json >{LOG} 2>&1 &"));
-    vm.sh(&format!("until grep -q 'Copy and check' {LOG}; do sleep 0.1; done; sleep 1"));
+    vm.sh("pkill -9 -x nixos-install-v; while pgrep -x nixos-install-v; do sleep 0.2; done; sleep 2");
+    vm.sh(&format!("{INSTALL} --progress json >{LOG} 2>&1 &"));
+    vm.sh(&format!(
+        "until grep -q 'Copy and check' {LOG}; do grep error: {LOG} && exit 1; sleep 0.1; done; sleep 1"
+    ));
     vm.kill();
     assert!(!is_bootable(&target), "after the power cut, the disk boots");
     // The next run makes the disk whole. The half-made one stays attached meanwhile: without a table, its root
