@@ -3,7 +3,8 @@
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 BINARY := build/nixos-install-via
 SIZE_LIMIT := 8388608
-FIXTURES := build/fixture/uefi/toplevel build/fixture/bios/toplevel build/fixture/gpt-auto/toplevel
+FIXTURES := build/fixture/uefi/toplevel build/fixture/bios/toplevel build/fixture/gpt-auto/toplevel \
+	build/fixture/luks/toplevel
 
 # The tests attach loop devices and own store paths as root does; Debian keeps their tools in sbin.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)

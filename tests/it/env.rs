@@ -162,7 +162,7 @@ pub fn in_root(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
 }
 
-/// The NixOS-shaped system that `make test` builds: `uefi`, `gpt-auto` or `bios`.
+/// The NixOS-shaped system that `make test` builds: `uefi`, `gpt-auto`, `luks` or `bios`.
 pub fn fixture(variant: &str) -> System {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("build/fixture").join(variant);
     let toplevel = fs::read_to_string(dir.join("toplevel"))

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -94,7 +95,11 @@ impl Machine {
         qemu.args(["-smp", "2", "-m", &self.memory.to_string()]);
         qemu.args(["-nodefaults", "-no-reboot", "-display", "none"]);
         qemu.args(["-device", "virtio-rng-pci"]);
-        qemu.arg("-serial").arg(format!("file:{}", serial_log(dir).display()));
+        qemu.args(["-serial", "chardev:serial", "-chardev"]).arg(format!(
+            "socket,id=serial,server=on,wait=off,path={},logfile={}",
+            serial_socket(dir).display(),
+            serial_log(dir).display()
+        ));
         qemu.args(["-device", "virtio-serial-pci", "-device", "virtconsole,chardev=shell", "-chardev"]);
         qemu.arg(format!("socket,id=shell,server=on,wait=off,path={}", shell_socket(dir).display()));
         qemu.arg("-qmp").arg(format!("unix:{},server=on,wait=off", monitor_socket(dir).display()));
@@ -130,6 +135,10 @@ impl Machine {
 
 fn serial_log(dir: &Path) -> PathBuf {
     dir.join("serial")
+}
+
+fn serial_socket(dir: &Path) -> PathBuf {
+    dir.join("serial-socket")
 }
 
 fn shell_socket(dir: &Path) -> PathBuf {
@@ -193,6 +202,21 @@ impl Vm {
             sleep(GLANCE);
         }
         Ok(())
+    }
+
+    /// Types a line at the serial port.
+    #[track_caller]
+    pub fn type_serial(&self, line: &str) {
+        let enter = || -> Result<()> {
+            let mut port = UnixStream::connect(serial_socket(self.dir.path()))?;
+            port.set_read_timeout(Some(QUICK))?;
+            port.write_all(format!("{line}\n").as_bytes())?;
+            // QEMU hangs up once it has read all that. Before, we must not: what is left would be lost.
+            port.shutdown(Shutdown::Write)?;
+            std::io::copy(&mut port, &mut std::io::sink())?;
+            Ok(())
+        };
+        enter().unwrap_or_else(|error| panic!("typing at the serial port: {error:#}: {}", self.complaint()));
     }
 
     /// Waits for the shell on `/dev/hvc0`.
