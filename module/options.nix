@@ -248,7 +248,8 @@ in
       example = false;
       description = ''
         Whether the last partition of {option}`installVia.layout` and its file system grow at boot into
-        the space behind them, where the size is `100%`. systemd-repart does the former.
+        the space behind them, where the size is `100%`. systemd-repart does the former. What is encrypted
+        is as large as its partition was when it was opened, so it follows at the next boot.
       '';
     };
 

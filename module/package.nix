@@ -7,6 +7,11 @@
 }:
 let
   cargo = lib.importTOML ../Cargo.toml;
+  # Those that the program runs when it is called by their names.
+  commands = [
+    "install-to-disk"
+    "install-to-dir"
+  ];
 in
 rustPlatform.buildRustPackage {
   pname = cargo.package.name;
@@ -31,13 +36,22 @@ rustPlatform.buildRustPackage {
   doCheck = false;
 
   nativeBuildInputs = [ installShellFiles ];
-  postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+  postInstall = ''
+    for command in ${toString commands}; do
+      ln -s nixos-install-via $out/bin/$command
+    done
+  ''
+  + lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
     mkdir man
     $out/bin/nixos-install-via man man
     installManPage man/*
     for shell in bash fish zsh; do
-      $out/bin/nixos-install-via completions $shell > nixos-install-via.$shell
-      installShellCompletion --cmd nixos-install-via --$shell nixos-install-via.$shell
+      $out/bin/nixos-install-via completions $shell > all.$shell
+      installShellCompletion --cmd nixos-install-via --$shell all.$shell
+      for command in ${toString commands}; do
+        $out/bin/nixos-install-via completions $shell $command > one.$shell
+        installShellCompletion --cmd $command --$shell one.$shell
+      done
     done
   '';
 

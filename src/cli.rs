@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::commands;
+use crate::commands::{self, generate::ENTRIES};
 use crate::failure::Failure;
 use crate::progress::{Json, Lines, Progress, Silent, Terminal};
 use crate::size::Bytes;
@@ -139,8 +139,21 @@ pub struct InstallToDisk {
     /// Let the boot loader change this machine's EFI boot entries
     #[arg(long)]
     pub efi_variables: bool,
+    /// Encrypt what the system opens as NAME with the passphrase in FILE, byte for byte, rather than ask for it
+    #[arg(long, value_name = "NAME=FILE", value_parser = name_and_file)]
+    pub disk_encryption_key: Vec<(String, PathBuf)>,
     #[command(flatten)]
     pub common: Common,
+}
+
+fn name_and_file(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, file)) if !name.is_empty() && !file.is_empty() => Ok((name.to_owned(), file.into())),
+        _ => {
+            Err("write what the system opens and the file of its passphrase, such as root=/run/key"
+                .to_owned())
+        }
+    }
 }
 
 #[derive(Args)]
@@ -171,6 +184,9 @@ pub struct Verify {
 #[derive(Args)]
 pub struct Completions {
     shell: clap_complete::Shell,
+    /// Command that a system has by a name of its own [default: the whole program]
+    #[arg(value_parser = clap::builder::PossibleValuesParser::new(ENTRIES))]
+    command: Option<String>,
 }
 
 #[derive(Args)]
@@ -228,7 +244,12 @@ fn perform(command: Command) -> Result<i32> {
         Command::Generate(args) => commands::generate::run(&args).map(|()| 0),
         Command::Man(args) => commands::man::run(&args).map(|()| 0),
         Command::Completions(args) => {
-            clap_complete::generate(args.shell, &mut Cli::command(), NAME, &mut std::io::stdout());
+            let name = args.command.as_deref().unwrap_or(NAME);
+            let mut command = match Cli::command().find_subcommand(name) {
+                Some(command) => command.clone().bin_name(name),
+                None => Cli::command(),
+            };
+            clap_complete::generate(args.shell, &mut command, name, &mut std::io::stdout());
             Ok(0)
         }
     }

@@ -124,15 +124,15 @@ impl DiskFacts {
 pub fn duplicated(layout: &DiskLayout, used: &[Name], present: &[NamedDevice], target: &str) -> Vec<String> {
     let mut told = Vec::new();
     for partition in &layout.partitions {
-        let content = partition.content.as_ref();
+        let layers = || partition.layers();
         for other in present.iter().filter(|other| other.disk != target) {
             let same = |what: &str, ours: Option<&str>, theirs: &Option<String>, name: fn(String) -> Name| {
                 let ours = ours.filter(|ours| used.contains(&name((*ours).to_owned())))?;
                 let equal = theirs.as_deref().is_some_and(|theirs| theirs.eq_ignore_ascii_case(ours));
                 equal.then(|| format!("{} has the {what} {ours} too", other.node))
             };
-            told.extend(same("label", content.and_then(|c| c.label()), &other.label, Name::Label));
-            told.extend(same("UUID", content.and_then(|c| c.uuid()), &other.uuid, Name::Uuid));
+            told.extend(layers().filter_map(|c| same("label", c.label(), &other.label, Name::Label)));
+            told.extend(layers().filter_map(|c| same("UUID", c.uuid(), &other.uuid, Name::Uuid)));
             told.extend(same("PARTLABEL", Some(&partition.name), &other.part_label, Name::PartLabel));
             told.extend(same(
                 "PARTUUID",

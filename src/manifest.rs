@@ -359,13 +359,7 @@ mod tests {
                 continue;
             }
             let text = std::fs::read_to_string(&path).unwrap();
-            let encrypted = text.replace([' ', '\n'], "").contains(r#""type":"luks""#);
-            match parse(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display())).layout {
-                Some(Err(error)) => {
-                    assert!(encrypted && error.to_string().contains("luks"), "{}: {error}", path.display());
-                }
-                _ => assert!(!encrypted, "{}", path.display()),
-            }
+            parse(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         }
     }
 }

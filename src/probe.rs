@@ -10,11 +10,11 @@ use anyhow::{Context, Result};
 use nix::libc;
 
 use crate::disk::contents::{self, Contents, TableKind};
+use crate::disk::derive::Present;
 use crate::disk::device::kernel_name;
 use crate::disk::fstab::{self, Name};
 use crate::disk::holders::{self, Device, Holder, Snapshot, Use};
 use crate::disk::image::SECTOR_SIZE;
-use crate::disk::layout::Present;
 use crate::facts::{DiskFacts, DiskKind, NamedDevice, Refusal};
 use crate::size::Bytes;
 use crate::sys::ioctl;
@@ -276,8 +276,21 @@ fn present(name: &Name) -> Option<Present> {
     let file = File::open(&node).ok()?;
     let size = ioctl::device_size(&file).ok()?;
     let found = contents::on_device(&file, Bytes(0), size).ok()?;
+    let opened = opened(&node);
     let node = node.to_string_lossy().into_owned();
-    Some(Present { node, size, format: found.map(|found| found.kind) })
+    Some(Present { node, size, format: found.map(|found| found.kind), opened })
+}
+
+/// Returns the name of an open encrypted device, as cryptsetup marks it.
+fn opened(node: &Path) -> Option<String> {
+    let dm = Path::new("/sys/class/block").join(node.file_name()?).join("dm");
+    read_line(&dm.join("uuid")).filter(|uuid| uuid.starts_with("CRYPT-"))?;
+    read_line(&dm.join("name"))
+}
+
+/// Tells whether this machine's kernel can open encrypted devices, or has a module that lets it.
+pub fn can_encrypt() -> bool {
+    Path::new("/dev/mapper/control").exists() || has_module("dm-crypt") || has_module("dm_crypt")
 }
 
 /// Writes a name as udev writes it below `/dev/disk`.
@@ -292,13 +305,17 @@ pub fn can_mount(kind: &str) -> bool {
     if known.lines().any(|line| line.rsplit('\t').next() == Some(kind)) {
         return true;
     }
+    has_module(kind)
+}
+
+fn has_module(name: &str) -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     // NixOS keeps them with the system that was booted.
     let places = ["/run/booted-system/kernel-modules/lib/modules", "/lib/modules"];
     let lists = places.iter().flat_map(|place| {
         ["modules.dep", "modules.builtin"].map(|list| Path::new(place).join(release.trim()).join(list))
     });
-    let module = format!("/{kind}.ko");
+    let module = format!("/{name}.ko");
     lists.into_iter().any(|list| fs::read_to_string(list).is_ok_and(|list| list.contains(&module)))
 }
 

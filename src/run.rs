@@ -1,5 +1,6 @@
 //! Performs a plan, step by step.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,6 +12,7 @@ use crate::progress::{Event, Progress};
 use crate::store::closure::Closure;
 use crate::store::{copy, db};
 use crate::sys::file;
+use crate::sys::secret::Secret;
 use crate::system::claim::Claim;
 use crate::system::{extra_files, identity, profile};
 
@@ -37,24 +39,27 @@ impl Made {
     }
 }
 
+/// The passphrases of encrypted partitions, by the names that the system opens them as.
+pub type Keys = BTreeMap<String, Secret>;
+
 /// Takes each step in its turn and stops at the first that fails.
-pub fn perform(plan: &Plan, source: &Source, progress: &dyn Progress) -> Result<()> {
+pub fn perform(plan: &Plan, source: &Source, keys: &Keys, progress: &dyn Progress) -> Result<()> {
     let mut made = Made::default();
     for (number, step) in plan.steps.iter().enumerate() {
         progress.event(Event::Step { number: number + 1, of: plan.steps.len(), title: step.to_string() });
-        take(step, source, &mut made, progress)?;
+        take(step, source, keys, &mut made, progress)?;
     }
     Ok(())
 }
 
-fn take(step: &Step, source: &Source, made: &mut Made, progress: &dyn Progress) -> Result<()> {
+fn take(step: &Step, source: &Source, keys: &Keys, made: &mut Made, progress: &dyn Progress) -> Result<()> {
     match step {
         Step::Claim { dir } => {
             fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
             made.claim = Some(Claim::start(dir, &source.closure.system)?);
             made.root = Some(dir.clone());
         }
-        Step::Disk(step) => disk::take(step, source, made, progress)?,
+        Step::Disk(step) => disk::take(step, source, keys, made, progress)?,
         Step::Prepare => identity::prepare(made.root())?,
         Step::Copy { .. } => {
             copy::closure(&source.closure.paths, &source.root, made.root(), progress)?;

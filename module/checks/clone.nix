@@ -12,7 +12,7 @@
   uefi ? true,
   # MiB of each empty disk: /dev/vdb, /dev/vdc and so on.
   disks ? [ 8192 ],
-  # Python that has `machine`, `toplevel` and `boot(name, order)`, where order lists indexes of disks.
+  # Python that has `machine`, `toplevel` and `boot(name, order, passphrase)`, where order lists indexes of disks.
   script,
 }:
 let
@@ -29,6 +29,8 @@ let
           (modulesPath + "/testing/test-instrumentation.nix")
         ];
         installVia.enable = true;
+        # A passphrase is asked for on the last one, which must be where the test driver types.
+        boot.kernelParams = lib.mkAfter [ "console=${qemu.qemuSerialDevice}" ];
         system.stateVersion = lib.trivial.release;
         documentation.enable = false;
       }
@@ -60,8 +62,8 @@ pkgs.testers.runNixOSTest {
     toplevel = "${toplevel}"
 
 
-    def boot(name, order):
-        """Starts a machine from the first of these disks, with the others attached."""
+    def boot(name, order, passphrase=None):
+        """Starts a machine from the first of these disks, with the others attached, and unlocks it."""
         variables = machine.state_dir / f"{name}.fd"
         if ${if uefi then "True" else "False"}:
             shutil.copy("${pkgs.OVMF.variables}", variables)
@@ -73,6 +75,9 @@ pkgs.testers.runNixOSTest {
             command += f" -device virtio-blk-pci,drive=disk{disk},serial=disk{disk},bootindex={position + 1}"
         booted = create_machine(command, name=name)
         booted.start()
+        if passphrase is not None:
+            booted.wait_for_console_text("enter passphrase for")
+            booted.send_console(f"{passphrase}\n")
         booted.wait_for_unit("multi-user.target")
         return booted
 

@@ -10,7 +10,7 @@ use crate::cli::{InstallToDir, PlanForm};
 use crate::failure::{refused, usage};
 use crate::plan::{self, Summary, Wishes};
 use crate::progress::Event;
-use crate::run::{self, Source};
+use crate::run::{self, Keys, Source};
 use crate::size::Bytes;
 use crate::store::closure;
 use crate::store::copy;
@@ -50,7 +50,7 @@ pub fn run(args: &InstallToDir) -> Result<()> {
     let shown = dir.display();
     interrupt::say(format!("{shown} is unfinished: run the same command again to complete it"));
     let source = Source { root: common.from.clone(), closure };
-    run::perform(&plan, &source, &*progress)
+    run::perform(&plan, &source, &Keys::new(), &*progress)
         .with_context(|| format!("installing into {shown}, which is left unfinished"))?;
     let text = format!("{} is in {shown}", wishes.system.name());
     progress.event(Event::Done { text });

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::fcntl::OFlag;
 
-use super::{confirm, own_mounts, print_plan, require_root, system};
+use super::{confirm, keys, own_mounts, print_plan, require_root, system};
 use crate::boot::loader::{self, Kind};
 use crate::cli::InstallToDisk;
 use crate::disk::fstab::{self, Name};
 use crate::disk::layout::{self, Architecture, DiskLayout, Layout};
 use crate::disk::table::Ids;
-use crate::disk::{derive, format};
+use crate::disk::{derive, format, names};
 use crate::facts::{self, DiskFacts, DiskKind};
 use crate::failure::{refused, usage};
 use crate::manifest::{self, Manifest};
@@ -47,6 +47,7 @@ pub fn run(args: &InstallToDisk) -> Result<()> {
         space: copy::space_needed(&closure.paths, &wishes.from)?,
     };
     let plan = plan::install_to_disk(&wishes, &disk_wishes, &facts, summary)?;
+    let mut keys = keys::read(&args.disk_encryption_key, &disk_wishes.layout)?;
     if let Some(form) = common.only_plan() {
         return print_plan(&plan, &closure, form);
     }
@@ -54,11 +55,12 @@ pub fn run(args: &InstallToDisk) -> Result<()> {
         ask(&plan, &facts)?;
     }
     mountable(&disk_wishes.layout)?;
+    keys::complete(&mut keys, &disk_wishes.layout)?;
     own_mounts()?;
     let shown = facts.path.display();
     interrupt::say(format!("{shown} does not boot now: run the same command again to start over"));
     let source = Source { root: wishes.from.clone(), closure };
-    run::perform(&plan, &source, &*progress).with_context(|| {
+    run::perform(&plan, &source, &keys, &*progress).with_context(|| {
         format!("installing onto {shown}, which does not boot now (run the same command again to start over)")
     })?;
     let text = format!("{shown} boots {}", wishes.system.name());
@@ -67,6 +69,14 @@ pub fn run(args: &InstallToDisk) -> Result<()> {
 }
 
 fn mountable(disk: &DiskLayout) -> Result<()> {
+    if let Some(partition) = disk.partitions.iter().find(|partition| partition.luks().is_some())
+        && !probe::can_encrypt()
+    {
+        return Err(refused(format!(
+            "the kernel of this machine has no dm-crypt, which the encrypted partition {} needs; load its module, or install from elsewhere",
+            partition.name
+        )));
+    }
     let mounts = disk.mounts();
     let Some(mount) = mounts.iter().find(|mount| !probe::can_mount(mount.format.name())) else {
         return Ok(());
@@ -130,6 +140,7 @@ fn disk_wishes(args: &InstallToDisk, wishes: &Wishes, facts: &DiskFacts) -> Resu
                 loader: wants(loader.kind),
                 esp_mountpoint: loader.esp_mount_point.as_deref().and_then(Path::to_str),
                 architecture,
+                luks: &manifest.luks_devices,
                 present: &probe::fstab_devices(&fstab),
                 disk_size: Some(facts.size),
                 boot_files,
@@ -139,9 +150,9 @@ fn disk_wishes(args: &InstallToDisk, wishes: &Wishes, facts: &DiskFacts) -> Resu
             derived.layout
         }
     };
-    derive::check(&layout, &fstab).map_err(|error| refused(error.to_string()))?;
+    names::check(&layout, &fstab, &manifest.luks_devices).map_err(|error| refused(error.to_string()))?;
     let (_, disk) = layout.disk().map_err(|error| refused(error.to_string()))?;
-    notes.extend(twins(disk, facts, &fstab));
+    notes.extend(twins(disk, facts, &fstab, &manifest));
     Ok(DiskWishes {
         layout: disk.clone(),
         architecture,
@@ -160,20 +171,21 @@ fn read_layout(file: &Path) -> Result<Layout> {
     layout::parse(&text).map_err(|error| usage(format!("{}: {error}", file.display())))
 }
 
-fn wants(kind: Kind) -> layout::Loader {
+fn wants(kind: Kind) -> derive::Loader {
     match kind {
-        Kind::SystemdBoot => layout::Loader::SystemdBoot,
-        Kind::GrubBios => layout::Loader::GrubBios,
-        Kind::GrubEfi => layout::Loader::GrubEfi,
-        Kind::GrubBoth => layout::Loader::GrubHybrid,
-        Kind::Lanzaboote | Kind::Limine | Kind::External => layout::Loader::OtherEfi,
-        Kind::GrubMenu | Kind::Extlinux | Kind::None | Kind::NoSwitch => layout::Loader::NoPartition,
+        Kind::SystemdBoot => derive::Loader::SystemdBoot,
+        Kind::GrubBios => derive::Loader::GrubBios,
+        Kind::GrubEfi => derive::Loader::GrubEfi,
+        Kind::GrubBoth => derive::Loader::GrubHybrid,
+        Kind::Lanzaboote | Kind::Limine | Kind::External => derive::Loader::OtherEfi,
+        Kind::GrubMenu | Kind::Extlinux | Kind::None | Kind::NoSwitch => derive::Loader::NoPartition,
     }
 }
 
 /// Says which names will be there twice, for the machine may then boot one disk and mount the other.
-fn twins(disk: &DiskLayout, facts: &DiskFacts, fstab: &str) -> Option<String> {
-    let used: Vec<Name> = fstab::parse(fstab).iter().map(fstab::Entry::name).collect();
+fn twins(disk: &DiskLayout, facts: &DiskFacts, fstab: &str, manifest: &Manifest) -> Option<String> {
+    let opened = manifest.luks_devices.values().map(|device| Name::parse(&device.to_string_lossy()));
+    let used: Vec<Name> = fstab::parse(fstab).iter().map(fstab::Entry::name).chain(opened).collect();
     let twins = facts::duplicated(disk, &used, &probe::named_devices(), &facts.node.to_string_lossy());
     (!twins.is_empty()).then(|| {
         format!(

@@ -4,6 +4,7 @@ pub mod enter;
 pub mod generate;
 pub mod install_to_dir;
 pub mod install_to_disk;
+mod keys;
 pub mod man;
 pub mod verify;
 

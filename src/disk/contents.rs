@@ -106,7 +106,7 @@ const SIGNATURES: &[Signature] = &[
 ];
 
 /// A signature that is there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Found {
     /// `ext4`, `swap`, `LUKS`…

@@ -5,18 +5,22 @@
 //! again is refused by name; what the system boots without is left out and told.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
 use super::fstab::{self, Entry, Name};
 use super::layout::{
-    Architecture, Btrfs, Content, DiskLayout, Filesystem, Format, Layout, LayoutError, MountEntry, Partition,
-    PartitionType, Size, Subvolume, Swap,
+    Architecture, Btrfs, Content, DiskLayout, Filesystem, Format, LUKS_HEADER, Layout, LayoutError, Luks,
+    Partition, PartitionType, Size, Subvolume, Swap,
 };
+use super::names;
 use crate::size::Bytes;
 
 // systemd grows a file system whose entry has this bit, when it found it by its type; the root from version 255 on.
 const GROW_FILE_SYSTEM: u8 = 59;
+// Where systemd looks for the encrypted root of the disk that was booted.
+pub(super) const GPT_AUTO_LUKS: &str = "/dev/gpt-auto-root-luks";
 // The least vfat on sectors of 4096 bytes that is FAT32, which some firmware insists on, is 257 MiB.
 const SMALLEST_ESP: Bytes = Bytes::mib(288);
 const USUAL_ESP: Bytes = Bytes::gib(1);
@@ -100,6 +104,8 @@ pub struct Present {
     pub size: Bytes,
     /// What is on it, such as `ext4`, where it could be read.
     pub format: Option<String>,
+    /// The name in `/dev/mapper` of what was opened from an encrypted device.
+    pub opened: Option<String>,
 }
 
 /// What a layout is derived from.
@@ -110,6 +116,8 @@ pub struct Wanted<'a> {
     /// The text of `$toplevel/kernel-params`.
     pub kernel_params: &'a str,
     pub loader: Loader,
+    /// The encrypted devices that the initrd opens, by the names it gives them, as the manifest says it.
+    pub luks: &'a BTreeMap<String, PathBuf>,
     /// Where the ESP is mounted, if the manifest says it.
     pub esp_mountpoint: Option<&'a str>,
     pub architecture: Architecture,
@@ -133,8 +141,8 @@ pub fn derive(wanted: &Wanted<'_>) -> Result<Derived, LayoutError> {
     let entries = fstab::parse(wanted.fstab);
     let gpt_auto = kernel_root(wanted.kernel_params) == Some("gpt-auto");
     let mut notes = Vec::new();
-    let kept = keep(&entries, &esp_mountpoint(wanted, &entries), &mut notes)?;
-    let mut volumes = volumes(&kept, wanted.present, &mut notes)?;
+    let kept = keep(&entries, &esp_mountpoint(wanted, &entries), wanted, &mut notes)?;
+    let mut volumes = volumes(&kept, wanted, &mut notes)?;
     complete(&mut volumes, wanted, gpt_auto, &entries)?;
     volumes.sort_by_key(|volume| volume.role);
 
@@ -155,52 +163,8 @@ pub fn derive(wanted: &Wanted<'_>) -> Result<Derived, LayoutError> {
     let disk = DiskLayout { device: None, partitions };
     let layout = Layout { disks: BTreeMap::from([("main".to_owned(), disk)]) };
     layout.validate()?;
-    check(&layout, wanted.fstab)?;
+    names::check(&layout, wanted.fstab, wanted.luks)?;
     Ok(Derived { layout, notes })
-}
-
-/// Checks that a layout makes everything fstab needs, by its names and its mount points.
-pub fn check(layout: &Layout, fstab: &str) -> Result<(), LayoutError> {
-    let (_, disk) = layout.disk()?;
-    let mounts = disk.mounts();
-    for entry in fstab::parse(fstab).iter().filter(|entry| required(entry) && on_a_disk(entry)) {
-        let error = |hint: String| {
-            Err(LayoutError::NotReproduced { device: entry.device.clone(), mountpoint: place(entry), hint })
-        };
-        match entry.name() {
-            Name::Label(label) if !disk.has(|p| p.content.as_ref()?.label().map(|have| have == label)) => {
-                return error(format!("whose content has the label {label:?}"));
-            }
-            Name::Uuid(uuid)
-                if !disk.has(|p| Some(p.content.as_ref()?.uuid()?.eq_ignore_ascii_case(&uuid))) =>
-            {
-                return error(format!("whose content has the UUID {uuid}"));
-            }
-            Name::PartLabel(name) if !disk.has(|p| Some(p.name == name)) => {
-                return error(format!("the name {name:?}"));
-            }
-            Name::PartUuid(uuid) if !disk.has(|p| Some(p.uuid?.to_string().eq_ignore_ascii_case(&uuid))) => {
-                return error(format!("the uuid {uuid}"));
-            }
-            Name::Other(device) if goes_by_order(&device) => {
-                return error(format!(
-                    "a label and name that label in fstab: {device} goes by the order of the disks"
-                ));
-            }
-            _ => {}
-        }
-        let mounted = |mount: &MountEntry<'_>| mount.mountpoint == entry.mountpoint;
-        if !entry.is_swap() && entry.has("x-initrd.mount") && !mounts.iter().any(mounted) {
-            return error(format!("with the mount point {}", entry.mountpoint));
-        }
-    }
-    Ok(())
-}
-
-impl DiskLayout {
-    fn has(&self, test: impl Fn(&Partition) -> Option<bool>) -> bool {
-        self.partitions.iter().any(|partition| test(partition) == Some(true))
-    }
 }
 
 /// What a partition is for, in the order in which they are laid out.
@@ -222,10 +186,17 @@ struct Volume {
     kind: String,
     entries: Vec<Entry>,
     present: Option<Present>,
+    /// What it is opened as and from, where it is encrypted.
+    luks: Option<(String, PathBuf)>,
 }
 
 /// Chooses the entries that need a partition, and tells or refuses the others.
-fn keep(entries: &[Entry], esp: &str, notes: &mut Vec<String>) -> Result<Vec<Entry>, LayoutError> {
+fn keep(
+    entries: &[Entry],
+    esp: &str,
+    wanted: &Wanted<'_>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Entry>, LayoutError> {
     let mut kept: Vec<Entry> = Vec::new();
     for entry in entries {
         if NO_DEVICE.contains(&entry.kind.as_str()) || entry.has("bind") || entry.has("rbind") {
@@ -264,12 +235,12 @@ fn keep(entries: &[Entry], esp: &str, notes: &mut Vec<String>) -> Result<Vec<Ent
         keep
     });
     for entry in &kept {
-        check_reproducible(entry)?;
+        check_reproducible(entry, wanted.luks)?;
     }
     Ok(kept)
 }
 
-fn required(entry: &Entry) -> bool {
+pub(super) fn required(entry: &Entry) -> bool {
     let on_demand = entry.has("x-systemd.automount");
     needed_for_boot(entry) || (!entry.has("nofail") && (!entry.has("noauto") || on_demand))
 }
@@ -278,14 +249,14 @@ fn needed_for_boot(entry: &Entry) -> bool {
     entry.has("x-initrd.mount") || NEEDED_FOR_BOOT.contains(&entry.mountpoint.as_str())
 }
 
-fn on_a_disk(entry: &Entry) -> bool {
+pub(super) fn on_a_disk(entry: &Entry) -> bool {
     let kind = entry.kind.as_str();
     let elsewhere = NO_DEVICE.contains(&kind) || NETWORK.contains(&kind) || kind.starts_with("fuse");
     let file = entry.device.starts_with('/') && !entry.device.starts_with("/dev/");
     !elsewhere && !file && !entry.has("bind") && !entry.has("rbind")
 }
 
-fn place(entry: &Entry) -> String {
+pub(super) fn place(entry: &Entry) -> String {
     if entry.is_swap() { "swap".to_owned() } else { entry.mountpoint.clone() }
 }
 
@@ -293,7 +264,7 @@ fn refuse(entry: &Entry, why: &str) -> LayoutError {
     LayoutError::CannotDerive { device: entry.device.clone(), mountpoint: place(entry), why: why.to_owned() }
 }
 
-fn check_reproducible(entry: &Entry) -> Result<(), LayoutError> {
+fn check_reproducible(entry: &Entry, luks: &BTreeMap<String, PathBuf>) -> Result<(), LayoutError> {
     let kind = entry.kind.as_str();
     if !entry.is_swap() && kind != "auto" && Format::from_name(kind).is_none() {
         return Err(refuse(entry, &format!("is a {kind} file system, which this version does not make")));
@@ -301,10 +272,11 @@ fn check_reproducible(entry: &Entry) -> Result<(), LayoutError> {
     let Name::Other(device) = entry.name() else { return Ok(()) };
     let path = device.strip_prefix("/dev/").unwrap_or(&device);
     let why = match path {
-        "gpt-auto-root" if entry.mountpoint == "/" => return Ok(()),
+        "gpt-auto-root" | "gpt-auto-root-luks" if entry.mountpoint == "/" => return Ok(()),
+        _ if mapper(entry).is_some_and(|name| luks.contains_key(name)) => return Ok(()),
         "root" => "is chosen by root= on the kernel command line",
         _ if path.starts_with("mapper/") || path.starts_with("dm-") => {
-            "is LUKS or LVM (device mapper), which this version does not make"
+            "is LVM, or encrypted and not said to be opened by the initrd in the system's manifest"
         }
         _ if path.starts_with("md/")
             || path.starts_with("md") && path[2..].starts_with(|c: char| c.is_ascii_digit()) =>
@@ -325,8 +297,13 @@ fn check_reproducible(entry: &Entry) -> Result<(), LayoutError> {
     Err(refuse(entry, why))
 }
 
+/// Returns the name in `/dev/mapper` that an entry mounts.
+fn mapper(entry: &Entry) -> Option<&str> {
+    entry.device.strip_prefix("/dev/mapper/")
+}
+
 /// Tells names like `/dev/sda2`, which another order of disks gives to another partition.
-fn goes_by_order(device: &str) -> bool {
+pub(super) fn goes_by_order(device: &str) -> bool {
     let Some(name) = device.strip_prefix("/dev/") else { return false };
     let kinds = ["sd", "vd", "xvd", "hd", "nvme", "mmcblk", "loop", "nbd", "sr", "pmem", "ram"];
     kinds.iter().any(|kind| name.starts_with(kind)) && !name.contains('/')
@@ -351,14 +328,10 @@ fn esp_mountpoint(wanted: &Wanted<'_>, entries: &[Entry]) -> String {
 }
 
 /// Groups the entries by device.
-fn volumes(
-    kept: &[Entry],
-    present: &BTreeMap<String, Present>,
-    notes: &mut Vec<String>,
-) -> Result<Vec<Volume>, LayoutError> {
+fn volumes(kept: &[Entry], wanted: &Wanted<'_>, notes: &mut Vec<String>) -> Result<Vec<Volume>, LayoutError> {
     let mut volumes: Vec<Volume> = Vec::new();
     for entry in kept {
-        let here = present.get(&entry.device);
+        let here = wanted.present.get(&entry.device);
         let same = |volume: &&mut Volume| {
             let nodes = volume.present.as_ref().zip(here);
             volume.device == entry.device
@@ -400,9 +373,28 @@ fn volumes(
             kind,
             entries: vec![entry.clone()],
             present: here.cloned(),
+            luks: encryption(entry, here, wanted.luks)?,
         });
     }
     Ok(volumes)
+}
+
+/// Returns what an entry's device is opened as and from, where it is encrypted.
+fn encryption(
+    entry: &Entry,
+    here: Option<&Present>,
+    luks: &BTreeMap<String, PathBuf>,
+) -> Result<Option<(String, PathBuf)>, LayoutError> {
+    let opened_here = here.and_then(|present| present.opened.as_deref());
+    let Some(name) = mapper(entry).or(opened_here) else { return Ok(None) };
+    let Some(device) = luks.get(name) else {
+        let why = format!("is encrypted, and no manifest of the system says what its initrd opens as {name}");
+        return Err(refuse(entry, &why));
+    };
+    // It is found by a name, as file systems are, and as with those not every name can be given again.
+    let from = Entry { device: device.to_string_lossy().into_owned(), ..entry.clone() };
+    check_reproducible(&from, luks)?;
+    Ok(Some((name.to_owned(), device.clone())))
 }
 
 /// Returns the subvolume an entry mounts, without slashes; none is the top level.
@@ -438,11 +430,15 @@ fn complete(
             kind: kind.to_owned(),
             entries: vec![entry],
             present: None,
+            luks: None,
         }
     };
     let root_anywhere = entries.iter().any(|entry| entry.mountpoint == "/");
     if !root_anywhere && gpt_auto {
-        volumes.push(bare(Role::Root, "gpt-auto", "/", "ext4", &[]));
+        let mut root = bare(Role::Root, "gpt-auto", "/", "ext4", &[]);
+        let luks = wanted.luks.iter().find(|(_, device)| *device == Path::new(GPT_AUTO_LUKS));
+        root.luks = luks.map(|(name, device)| (name.clone(), device.clone()));
+        volumes.push(root);
     } else if !root_anywhere {
         return Err(LayoutError::NoRootInFstab);
     }
@@ -469,7 +465,8 @@ impl Volume {
     }
 
     fn size(&self, wanted: &Wanted<'_>) -> Result<Bytes, LayoutError> {
-        let here = self.present.as_ref().map(|present| present.size.round_up(Bytes::mib(1)));
+        let header = self.luks.as_ref().map_or(Bytes(0), |_| LUKS_HEADER);
+        let here = self.present.as_ref().map(|present| (present.size + header).round_up(Bytes::mib(1)));
         Ok(match self.role {
             Role::Esp => esp_size(wanted.disk_size, wanted.boot_files),
             Role::Swap => {
@@ -499,21 +496,17 @@ impl Volume {
         if gpt_auto && self.mounts("/") {
             partition.attributes.push(GROW_FILE_SYSTEM);
         }
-        let (mut label, mut uuid) = (None, None);
-        for name in &self.names {
-            match name.clone() {
-                Name::Label(name) => label = Some(name),
-                Name::Uuid(name) => uuid = Some(name),
-                Name::PartLabel(name) => partition.name = name,
-                Name::PartUuid(name) => {
-                    let known = name.parse::<Uuid>().ok().filter(|_| name.len() == 36);
-                    let old = "has a PARTUUID of an MBR partition table, which a GPT cannot carry";
-                    partition.uuid = Some(known.ok_or_else(|| refuse(at, old))?);
-                }
-                Name::Other(_) => {}
+        let (label, uuid) = apply(at, &self.names, &mut partition)?;
+        let content = self.content(label, uuid)?;
+        partition.content = Some(match &self.luks {
+            None => content,
+            Some((name, device)) => {
+                let names = [Name::parse(&device.to_string_lossy())];
+                let (label, uuid) = apply(at, &names, &mut partition)?;
+                let (name, settings, content) = (name.clone(), serde_json::Map::new(), Box::new(content));
+                Content::Luks(Luks { name, label, uuid, settings, content })
             }
-        }
-        partition.content = Some(self.content(label, uuid)?);
+        });
         Ok(partition)
     }
 
@@ -551,6 +544,29 @@ impl Volume {
         }
         Ok(Content::Btrfs(btrfs))
     }
+}
+
+/// Gives a partition the names that are its own, and returns label and UUID, which are its content's.
+fn apply(
+    entry: &Entry,
+    names: &[Name],
+    partition: &mut Partition,
+) -> Result<(Option<String>, Option<String>), LayoutError> {
+    let (mut label, mut uuid) = (None, None);
+    for name in names {
+        match name.clone() {
+            Name::Label(name) => label = Some(name),
+            Name::Uuid(name) => uuid = Some(name),
+            Name::PartLabel(name) => partition.name = name,
+            Name::PartUuid(name) => {
+                let known = name.parse::<Uuid>().ok().filter(|_| name.len() == 36);
+                let old = "has a PARTUUID of an MBR partition table, which a GPT cannot carry";
+                partition.uuid = Some(known.ok_or_else(|| refuse(entry, old))?);
+            }
+            Name::Other(_) => {}
+        }
+    }
+    Ok((label, uuid))
 }
 
 /// Returns the options that say something about the file system, not about when it is mounted.
@@ -598,18 +614,20 @@ fn name_partitions(partitions: &mut [Partition]) {
 }
 
 fn first_mount(partition: &Partition) -> Option<&str> {
-    match partition.content.as_ref()? {
+    match partition.content.as_ref()?.opened() {
         Content::Filesystem(fs) => fs.mountpoint.as_deref(),
         Content::Btrfs(btrfs) => {
             btrfs.mountpoint.as_deref().or(btrfs.subvolumes.first()?.mountpoint.as_deref())
         }
-        Content::Swap(_) => None,
+        Content::Swap(_) | Content::Luks(_) => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    static NO_LUKS: BTreeMap<String, PathBuf> = BTreeMap::new();
 
     fn wanted<'a>(fstab: &'a str, loader: Loader, present: &'a BTreeMap<String, Present>) -> Wanted<'a> {
         Wanted {
@@ -619,6 +637,7 @@ mod tests {
             esp_mountpoint: None,
             architecture: Architecture::X86_64,
             present,
+            luks: &NO_LUKS,
             disk_size: Some(Bytes::gib(64)),
             boot_files: Bytes::mib(60),
         }
@@ -628,7 +647,7 @@ mod tests {
     fn told(layout: &Layout) -> Vec<String> {
         let disk = layout.disk().unwrap().1;
         let line = |(index, p): (usize, &Partition)| {
-            let content = p.content.as_ref();
+            let content = p.content.as_ref().map(Content::opened);
             let mounts: Vec<String> = disk
                 .mounts()
                 .iter()
@@ -656,19 +675,24 @@ mod tests {
         let present = BTreeMap::from([
             (
                 "/dev/disk/by-label/swap".to_owned(),
-                Present { node: "/dev/sda2".into(), size: Bytes::gib(4), format: None },
+                Present { node: "/dev/sda2".into(), size: Bytes::gib(4), ..Present::default() },
             ),
             (
                 "UUID=11111111-2222-3333-4444-555555555555".to_owned(),
-                Present { node: "/dev/sda3".into(), size: Bytes::gib(9), format: None },
+                Present { node: "/dev/sda3".into(), size: Bytes::gib(9), ..Present::default() },
             ),
             (
                 "/dev/disk/by-label/pool".to_owned(),
-                Present { node: "/dev/sda3".into(), size: Bytes::gib(9), format: None },
+                Present { node: "/dev/sda3".into(), size: Bytes::gib(9), ..Present::default() },
             ),
             (
                 "/dev/disk/by-label/old".to_owned(),
-                Present { node: "/dev/sda4".into(), size: Bytes::gib(3), format: Some("xfs".into()) },
+                Present {
+                    node: "/dev/sda4".into(),
+                    size: Bytes::gib(3),
+                    format: Some("xfs".into()),
+                    opened: None,
+                },
             ),
         ]);
         for (what, loader, fstab, partitions) in [
@@ -786,13 +810,82 @@ mod tests {
     }
 
     #[test]
+    fn what_the_initrd_opens_is_encrypted_again() {
+        let luks = |name: &str, device: &str| BTreeMap::from([(name.to_owned(), PathBuf::from(device))]);
+        let opened =
+            Present { node: "/dev/dm-0".into(), opened: Some("crypted".into()), ..Present::default() };
+        let present = BTreeMap::from([("UUID=11111111-2222-3333-4444-555555555555".to_owned(), opened)]);
+        for (what, fstab, luks, partition, outer) in [
+            (
+                "by its name below /dev/mapper",
+                "/dev/mapper/crypted / ext4 - 0 1",
+                luks("crypted", "/dev/disk/by-uuid/44444444-4444-4444-8888-888888888888"),
+                "root root 100% ext4 - - /",
+                "crypted - 44444444-4444-4444-8888-888888888888",
+            ),
+            (
+                "by the UUID of what is within",
+                "UUID=11111111-2222-3333-4444-555555555555 / ext4 - 0 1",
+                luks("crypted", "/dev/disk/by-partlabel/secret"),
+                "secret root 100% ext4 - 11111111-2222-3333-4444-555555555555 /",
+                "crypted - -",
+            ),
+            (
+                "a btrfs with subvolumes",
+                "/dev/mapper/crypted / btrfs subvol=root 0 0\n/dev/mapper/crypted /home btrfs subvol=home 0 0",
+                luks("crypted", "/dev/disk/by-label/outer"),
+                "root root 100% btrfs - - root:/ home:/home",
+                "crypted outer -",
+            ),
+            (
+                "found by systemd",
+                "",
+                luks("root", "/dev/gpt-auto-root-luks"),
+                "root root 100% ext4 - - /",
+                "root - -",
+            ),
+        ] {
+            let wanted = Wanted {
+                luks: &luks,
+                kernel_params: "root=gpt-auto",
+                ..wanted(fstab, Loader::NoPartition, &present)
+            };
+            let layout = derive(&wanted).unwrap_or_else(|error| panic!("{what}: {error}")).layout;
+            assert_eq!(told(&layout), [partition], "{what}");
+            let luks = layout.disk().unwrap().1.partitions[0].luks().expect(what);
+            let or_none = |name: &Option<String>| name.clone().unwrap_or_else(|| "-".to_owned());
+            assert_eq!(
+                format!("{} {} {}", luks.name, or_none(&luks.label), or_none(&luks.uuid)),
+                outer,
+                "{what}"
+            );
+        }
+        for (fstab, luks, why) in [
+            (
+                "/dev/mapper/crypted / ext4 - 0 1",
+                luks("crypted", "/dev/sda2"),
+                "/dev/sda2, mounted on /, goes by the order of the disks",
+            ),
+            (
+                "UUID=11111111-2222-3333-4444-555555555555 / ext4 - 0 1",
+                luks("other", "/dev/disk/by-label/outer"),
+                "no manifest of the system says what its initrd opens as crypted",
+            ),
+        ] {
+            let wanted = Wanted { luks: &luks, ..wanted(fstab, Loader::NoPartition, &present) };
+            let error = derive(&wanted).expect_err(why).to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_made_again_is_refused_by_name() {
         let none = BTreeMap::new();
         for (line, why) in [
             ("tank/root / zfs x-initrd.mount 0 0", "tank/root, mounted on /, is a zfs file system"),
             ("LABEL=x / bcachefs - 0 0", "is a bcachefs file system"),
             ("LABEL=x / f2fs - 0 0", "is a f2fs file system"),
-            ("/dev/mapper/crypted / ext4 - 0 1", "/dev/mapper/crypted, mounted on /, is LUKS or LVM"),
+            ("/dev/mapper/crypted / ext4 - 0 1", "/dev/mapper/crypted, mounted on /, is LVM, or encrypted"),
             ("/dev/pool/root / ext4 - 0 1", "looks like an LVM volume"),
             ("/dev/md/root / ext4 - 0 1", "is a RAID array"),
             ("/dev/md127 / ext4 - 0 1", "is a RAID array"),
@@ -811,7 +904,7 @@ mod tests {
             ),
             (
                 "LABEL=x / ext4 - 0 1\n/dev/mapper/swap none swap -",
-                "/dev/mapper/swap, mounted on swap, is LUKS",
+                "/dev/mapper/swap, mounted on swap, is LVM, or encrypted",
             ),
             (
                 "LABEL=x /home ext4 - 0 1",
@@ -839,32 +932,5 @@ mod tests {
         let mut wanted = wanted("LABEL=x / ext4 - 0 1\nLABEL=s none swap -", Loader::GrubBios, &none);
         wanted.disk_size = Some(Bytes::gib(4));
         assert_eq!(told(&derive(&wanted).unwrap().layout)[1], "swap swap 512M swap s -");
-    }
-
-    #[test]
-    fn a_layout_that_misses_a_name_of_fstab_is_told() {
-        let json = r#"{"disks": {"main": {"partitions": [{"name": "root", "type": "root", "size": "100%",
-            "uuid": "6e0a3c5e-0f4a-4f5a-9f0b-0a4c5d6e7f80",
-            "content": {"type": "filesystem", "format": "ext4", "label": "nixos", "mountpoint": "/"}}]}}}"#;
-        let layout = super::super::layout::parse(json).unwrap();
-        for good in [
-            "LABEL=nixos / ext4 x-initrd.mount 0 1",
-            "PARTLABEL=root / ext4 - 0 1",
-            "PARTUUID=6E0A3C5E-0f4a-4f5a-9f0b-0a4c5d6e7f80 / ext4 - 0 1",
-            "LABEL=nixos / ext4 - 0 1\nLABEL=usb /media ext4 nofail\nserver:/ /x nfs - 0 0\n/dev/zfs /z tmpfs - 0 0",
-        ] {
-            assert_eq!(check(&layout, good), Ok(()), "{good}");
-        }
-        for (bad, hint) in [
-            ("LABEL=nix / ext4 - 0 1", "whose content has the label \"nix\""),
-            ("UUID=ABCD-1234 /boot vfat - 0 1", "whose content has the UUID ABCD-1234"),
-            ("PARTLABEL=disk-main-root / ext4 - 0 1", "the name \"disk-main-root\""),
-            ("PARTUUID=00000000-0f4a-4f5a-9f0b-0a4c5d6e7f80 / ext4 - 0 1", "the uuid 00000000"),
-            ("/dev/sda1 / ext4 - 0 1", "goes by the order of the disks"),
-            ("LABEL=nixos /home btrfs subvol=h,x-initrd.mount 0 1", "with the mount point /home"),
-        ] {
-            let error = check(&layout, bad).expect_err(bad).to_string();
-            assert!(error.contains("the clone would not boot") && error.contains(hint), "{error}");
-        }
     }
 }

@@ -15,7 +15,8 @@ use nix::mount::MsFlags;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag};
 
-use super::layout::{Content, DiskLayout, Format};
+use super::layout::{Content, DiskLayout, Format, Partition};
+use super::luks;
 use crate::size::Bytes;
 use crate::sys::command as program;
 
@@ -27,10 +28,13 @@ pub type Tools = BTreeMap<String, PathBuf>;
 
 /// Returns the names of the tools that make this layout.
 pub fn tools(disk: &DiskLayout) -> BTreeSet<&'static str> {
-    disk.partitions.iter().filter_map(|partition| partition.content.as_ref()).map(tool).collect()
+    disk.partitions.iter().flat_map(Partition::layers).map(tool).collect()
 }
 
 fn tool(content: &Content) -> &'static str {
+    if let Content::Luks(_) = content {
+        return luks::TOOL;
+    }
     match content.format() {
         Some(Format::Ext2) => "mkfs.ext2",
         Some(Format::Ext3) => "mkfs.ext3",
@@ -42,7 +46,7 @@ fn tool(content: &Content) -> &'static str {
     }
 }
 
-/// Returns the command line that makes `content`, without the device, which comes last.
+/// Returns the command line that makes a file system or swap, without the device, which comes last.
 pub fn command(content: &Content, size: Bytes, sector_size: u64) -> Vec<String> {
     let mut words: Vec<String> = vec![tool(content).to_owned()];
     let mut say = |more: &[&str]| words.extend(more.iter().map(|&word| word.to_owned()));

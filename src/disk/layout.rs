@@ -4,20 +4,21 @@
 //! [`super::derive`] makes a layout of a system's own fstab; [`super::table`] turns sizes into
 //! sectors. The format is told, with examples, in `docs/layout.md`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::{Map, Value};
 use uuid::Uuid;
 
-pub use super::derive::{Derived, Loader, Present, Wanted, check, derive};
+pub use self::error::LayoutError;
+pub use self::partition_type::{Architecture, PartitionType};
 use crate::size::Bytes;
 
-// Entries of the partition array that every tool makes room for.
-const MOST_PARTITIONS: usize = 128;
-// The name field of a GPT entry.
-const PARTITION_NAME_UNITS: usize = 36;
+mod check;
+mod error;
+mod partition_type;
 
 /// The disks of a system. This version installs onto one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +61,7 @@ pub enum Content {
     Filesystem(Filesystem),
     Btrfs(Btrfs),
     Swap(Swap),
+    Luks(Luks),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,6 +114,22 @@ pub struct Swap {
     pub uuid: Option<String>,
 }
 
+/// An encrypted partition; the passphrase is asked for, or read from a file, when it is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Luks {
+    /// What the system opens it as, below `/dev/mapper`.
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// How the system opens it, for NixOS alone.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub settings: Map<String, Value>,
+    pub content: Box<Content>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
@@ -140,6 +158,9 @@ impl Format {
         all.into_iter().find(|format| format.name() == name)
     }
 }
+
+/// What the header of LUKS2 takes, as cryptsetup makes it: the encrypted data begins behind it.
+pub const LUKS_HEADER: Bytes = Bytes::mib(16);
 
 /// How large a partition is: `"512M"`, or `"100%"` of what the others leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,95 +210,6 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
-/// What a partition is for, as its type GUID says it to firmware and systemd.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PartitionType {
-    Esp,
-    BiosBoot,
-    Xbootldr,
-    Swap,
-    /// The root partition of the system's architecture (Discoverable Partitions Specification).
-    Root,
-    Home,
-    Srv,
-    Var,
-    Linux,
-    Guid(Uuid),
-}
-
-const TYPE_NAMES: [(&str, PartitionType); 9] = [
-    ("esp", PartitionType::Esp),
-    ("bios-boot", PartitionType::BiosBoot),
-    ("xbootldr", PartitionType::Xbootldr),
-    ("swap", PartitionType::Swap),
-    ("root", PartitionType::Root),
-    ("home", PartitionType::Home),
-    ("srv", PartitionType::Srv),
-    ("var", PartitionType::Var),
-    ("linux", PartitionType::Linux),
-];
-
-impl PartitionType {
-    /// Returns the type GUID that is written into the table.
-    pub fn guid(self, architecture: Architecture) -> Uuid {
-        match self {
-            PartitionType::Esp => Uuid::from_u128(0xc12a7328_f81f_11d2_ba4b_00a0c93ec93b),
-            PartitionType::BiosBoot => Uuid::from_u128(0x21686148_6449_6e6f_744e_656564454649),
-            PartitionType::Xbootldr => Uuid::from_u128(0xbc13c2ff_59e6_4262_a352_b275fd6f7172),
-            PartitionType::Swap => Uuid::from_u128(0x0657fd6d_a4ab_43c4_84e5_0933c84b4f4f),
-            PartitionType::Root => architecture.root_guid(),
-            PartitionType::Home => Uuid::from_u128(0x933ac7e1_2eb4_4f13_b844_0e14e2aef915),
-            PartitionType::Srv => Uuid::from_u128(0x3b8f8425_20e0_4f3b_907f_1a25a76f98e8),
-            PartitionType::Var => Uuid::from_u128(0x4d21b016_b534_45c2_a9fb_5c16e091fd2d),
-            PartitionType::Linux => Uuid::from_u128(0x0fc63daf_8483_4772_8e79_3d69d8477de4),
-            PartitionType::Guid(guid) => guid,
-        }
-    }
-}
-
-impl FromStr for PartitionType {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Some((_, kind)) = TYPE_NAMES.iter().find(|(name, _)| *name == text) {
-            return Ok(*kind);
-        }
-        // Braces, URNs and bare hex digits are also UUIDs to the parser, but not in a partition table's tools.
-        match text.parse::<Uuid>() {
-            Ok(guid) if text.len() == 36 && !guid.is_nil() => Ok(PartitionType::Guid(guid)),
-            _ => {
-                let names: Vec<&str> = TYPE_NAMES.iter().map(|(name, _)| *name).collect();
-                Err(format!(
-                    "{text:?} is no partition type; choose one of {}, or write a type GUID",
-                    names.join(", ")
-                ))
-            }
-        }
-    }
-}
-
-impl fmt::Display for PartitionType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self, TYPE_NAMES.iter().find(|(_, kind)| kind == self)) {
-            (PartitionType::Guid(guid), _) => f.pad(&guid.to_string()),
-            (_, Some((name, _))) => f.pad(name),
-            (_, None) => unreachable!("every named type is in TYPE_NAMES"),
-        }
-    }
-}
-
-impl Serialize for PartitionType {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for PartitionType {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-    }
-}
-
 fn partuuid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Uuid>, D::Error> {
     let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
     match text.parse::<Uuid>() {
@@ -288,132 +220,8 @@ fn partuuid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Uuid>, 
     }
 }
 
-/// The processor a system runs on, for the type GUID of its root partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Architecture {
-    X86_64,
-    X86,
-    Aarch64,
-    Arm,
-    Riscv64,
-    Loongarch64,
-    Ppc64le,
-    S390x,
-}
-
-impl Architecture {
-    /// Returns the architecture of a Nix system such as `x86_64-linux`.
-    pub fn of_system(system: &str) -> Option<Architecture> {
-        Some(match system.trim().split('-').next()? {
-            "x86_64" => Architecture::X86_64,
-            "i686" | "i586" => Architecture::X86,
-            "aarch64" => Architecture::Aarch64,
-            "armv6l" | "armv7l" | "armv5tel" => Architecture::Arm,
-            "riscv64" => Architecture::Riscv64,
-            "loongarch64" => Architecture::Loongarch64,
-            "powerpc64le" => Architecture::Ppc64le,
-            "s390x" => Architecture::S390x,
-            _ => return None,
-        })
-    }
-
-    fn root_guid(self) -> Uuid {
-        Uuid::from_u128(match self {
-            Architecture::X86_64 => 0x4f68bce3_e8cd_4db1_96e7_fbcaf984b709,
-            Architecture::X86 => 0x44479540_f297_41b2_9af7_d131d5f0458a,
-            Architecture::Aarch64 => 0xb921b045_1df0_41c3_af44_4c6f280d3fae,
-            Architecture::Arm => 0x69dad710_2ce4_4e3c_b16c_21a1d49abed3,
-            Architecture::Riscv64 => 0x72ec70a6_cf74_40e6_bd49_4bda08e8f224,
-            Architecture::Loongarch64 => 0x77055800_792c_4f94_b39a_98c91b762bb6,
-            Architecture::Ppc64le => 0xc31c45e6_3f39_412e_80fb_4809c4980599,
-            Architecture::S390x => 0x5eead9a9_fe09_4a1e_a1d7_520d00531306,
-        })
-    }
-}
-
-/// Why a layout cannot be used.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum LayoutError {
-    #[error("the layout is no valid JSON: {0}")]
-    Json(String),
-    #[error("{at} of the layout: {what}")]
-    Field { at: String, what: String },
-    #[error("the layout names no disk; write one below \"disks\"")]
-    NoDisk,
-    #[error("the layout names {0} disks and this version installs onto one; keep one below \"disks\"")]
-    Disks(usize),
-    #[error(
-        "{at} of the layout: content of type {kind:?} is not supported in this version; use filesystem, btrfs or swap"
-    )]
-    Unsupported { at: String, kind: String },
-    #[error("the layout has no partition; write at least the one that holds /")]
-    NoPartition,
-    #[error("the layout has {0} partitions and a partition table holds 128")]
-    TooManyPartitions(usize),
-    #[error("partition {0} has size 100% and others follow it; let the last partition take the rest")]
-    RestNotLast(String),
-    #[error("partition {0} has size 0; write a size such as 512M, or 100%")]
-    Empty(String),
-    #[error("partition name {name:?} {why}")]
-    PartitionName { name: String, why: &'static str },
-    #[error("the {what} {value:?} is used twice; make it unique")]
-    Duplicate { what: &'static str, value: String },
-    #[error("mount point {value:?} {why}")]
-    MountPoint { value: String, why: &'static str },
-    #[error("subvolume path {value:?} {why}")]
-    Subvolume { value: String, why: &'static str },
-    #[error("the label {label:?} is {length} bytes long and {format} allows {limit}; shorten it")]
-    LabelTooLong { label: String, format: &'static str, limit: usize, length: usize },
-    #[error("the label {label:?} holds {character:?}, which {format} does not take; leave it out")]
-    LabelCharacter { label: String, format: &'static str, character: char },
-    #[error("the label {0:?} is empty; leave the label out instead")]
-    LabelEmpty(String),
-    #[error("{uuid:?} is no UUID for {format}; write it as {example}")]
-    Uuid { uuid: String, format: &'static str, example: &'static str },
-    #[error("the mount option {0:?} holds a comma, a space or nothing; write one option an entry")]
-    MountOption(String),
-    #[error("{0} chooses a subvolume by a mount option; list it below \"subvolumes\" instead")]
-    SubvolumeOption(String),
-    #[error(
-        "partition {0} is the EFI system partition, which firmware reads as vfat; give it a vfat file system"
-    )]
-    EspNotVfat(String),
-    #[error("partition {0} is the BIOS boot partition, where GRUB writes its code; leave its content out")]
-    BiosBootContent(String),
-    #[error("partition {name} is of type {kind} and holds {content}; let type and content agree")]
-    TypeAndContent { name: String, kind: PartitionType, content: &'static str },
-    #[error(
-        "the root file system cannot be vfat, which keeps no owners, modes or links; use ext4, xfs or btrfs"
-    )]
-    VfatRoot(String),
-    #[error("attribute {bit} of partition {name} is no bit of a partition entry; write numbers from 0 to 63")]
-    Attribute { name: String, bit: u8 },
-    #[error("nothing in the layout is mounted on /, /nix or /nix/store; say where the system goes")]
-    NoRoot,
-    #[error("the disk holds {have} and the layout needs {need}; choose a larger disk or smaller partitions")]
-    DoesNotFit { need: Bytes, have: Bytes },
-    #[error("partition {name} is {have} large and {format} needs at least {need}; enlarge it")]
-    TooSmall { name: String, format: &'static str, need: Bytes, have: Bytes },
-    #[error("sectors of {0} bytes are not supported; disks have 512 or 4096")]
-    SectorSize(u64),
-    #[error("{device}, mounted on {mountpoint}, {why}; describe the disk with --layout FILE")]
-    CannotDerive { device: String, mountpoint: String, why: String },
-    #[error(
-        "the system's fstab has no entry for / and its kernel parameters do not say root=gpt-auto; describe the disk with --layout FILE"
-    )]
-    NoRootInFstab,
-    #[error(
-        "the system mounts {device} on {mountpoint} and the layout does not make it, so the clone would not boot; give a partition {hint}"
-    )]
-    NotReproduced { device: String, mountpoint: String, hint: String },
-}
-
-impl LayoutError {
-    /// Tells whether the layout may well be right, and only this version cannot make it.
-    pub fn is_unsupported(&self) -> bool {
-        matches!(self, LayoutError::Unsupported { .. } | LayoutError::Disks(_))
-    }
-}
+// What others make of disks, so that it is no slip of the pen.
+const OTHER_CONTENTS: [&str; 7] = ["lvm_pv", "lvm", "mdraid", "zfs", "bcachefs", "gpt", "table"];
 
 /// Parses and validates a layout file.
 pub fn parse(json: &str) -> Result<Layout, LayoutError> {
@@ -429,12 +237,14 @@ pub fn parse(json: &str) -> Result<Layout, LayoutError> {
                 Some(called) => format!("partition {called:?} of disk {name:?}"),
                 None => format!("partition {} of disk {name:?}", index + 1),
             };
-            let kind = partition.get("content").and_then(|content| content.get("type")?.as_str());
-            if let Some(
-                kind @ ("luks" | "lvm_pv" | "lvm" | "mdraid" | "zfs" | "bcachefs" | "gpt" | "table"),
-            ) = kind
+            let outer = partition.get("content");
+            let inner = outer.and_then(|content| content.get("content"));
+            for kind in
+                [outer, inner].into_iter().flatten().filter_map(|content| content.get("type")?.as_str())
             {
-                return Err(LayoutError::Unsupported { at, kind: kind.to_owned() });
+                if OTHER_CONTENTS.contains(&kind) {
+                    return Err(LayoutError::Unsupported { at, kind: kind.to_owned() });
+                }
             }
             serde_json::from_value::<Partition>(partition.clone())
                 .map_err(|error| LayoutError::Field { at, what: error.to_string() })?;
@@ -471,11 +281,6 @@ impl Layout {
             many => Err(LayoutError::Disks(many)),
         }
     }
-
-    /// Checks what the types do not say already.
-    pub fn validate(&self) -> Result<(), LayoutError> {
-        self.disk()?.1.validate()
-    }
 }
 
 impl DiskLayout {
@@ -503,100 +308,19 @@ impl DiskLayout {
     pub fn esp(&self) -> Option<usize> {
         self.partitions.iter().position(|partition| partition.kind == PartitionType::Esp)
     }
-
-    fn validate(&self) -> Result<(), LayoutError> {
-        if self.partitions.is_empty() {
-            return Err(LayoutError::NoPartition);
-        }
-        if self.partitions.len() > MOST_PARTITIONS {
-            return Err(LayoutError::TooManyPartitions(self.partitions.len()));
-        }
-        let before_last = &self.partitions[..self.partitions.len() - 1];
-        if let Some(partition) = before_last.iter().find(|partition| partition.size == Size::Rest) {
-            return Err(LayoutError::RestNotLast(partition.name.clone()));
-        }
-        for partition in &self.partitions {
-            partition.validate()?;
-        }
-        self.check_unique()?;
-        let mounts = self.mounts();
-        for mount in &mounts {
-            check_mount_point(mount.mountpoint)?;
-            check_options(mount)?;
-        }
-        let for_system = |mount: &&MountEntry<'_>| matches!(mount.mountpoint, "/" | "/nix" | "/nix/store");
-        let mut roots = mounts.iter().filter(for_system).peekable();
-        if roots.peek().is_none() {
-            return Err(LayoutError::NoRoot);
-        }
-        match roots.find(|mount| mount.format == Format::Vfat) {
-            Some(mount) => Err(LayoutError::VfatRoot(mount.mountpoint.to_owned())),
-            None => Ok(()),
-        }
-    }
-
-    fn check_unique(&self) -> Result<(), LayoutError> {
-        let mut seen: BTreeSet<(&'static str, String)> = BTreeSet::new();
-        let mut once = |what: &'static str, value: String| {
-            if seen.insert((what, value.clone())) {
-                Ok(())
-            } else {
-                Err(LayoutError::Duplicate { what, value })
-            }
-        };
-        for partition in &self.partitions {
-            once("partition name", partition.name.clone())?;
-            if let Some(uuid) = partition.uuid {
-                once("partition UUID", uuid.to_string())?;
-            }
-            let Some(content) = &partition.content else { continue };
-            if let Some(label) = content.label() {
-                once("label", label.to_owned())?;
-            }
-            if let Some(uuid) = content.uuid() {
-                once("UUID", uuid.to_ascii_lowercase())?;
-            }
-        }
-        for mount in self.mounts() {
-            once("mount point", mount.mountpoint.to_owned())?;
-        }
-        Ok(())
-    }
 }
 
 impl Partition {
-    fn validate(&self) -> Result<(), LayoutError> {
-        check_partition_name(&self.name)?;
-        let name = || self.name.clone();
-        if self.size == Size::Fixed(Bytes(0)) {
-            return Err(LayoutError::Empty(name()));
-        }
-        if let Some(&bit) = self.attributes.iter().find(|bit| **bit > 63) {
-            return Err(LayoutError::Attribute { name: name(), bit });
-        }
-        match (self.kind, &self.content) {
-            (PartitionType::Esp, Some(content)) if content.format() == Some(Format::Vfat) => {}
-            (PartitionType::Esp, _) => return Err(LayoutError::EspNotVfat(name())),
-            (PartitionType::BiosBoot, Some(_)) => return Err(LayoutError::BiosBootContent(name())),
-            (PartitionType::Swap, Some(content)) if content.format().is_some() => {
-                let content = "a file system";
-                return Err(LayoutError::TypeAndContent { name: name(), kind: self.kind, content });
-            }
-            (
-                PartitionType::Root | PartitionType::Home | PartitionType::Srv | PartitionType::Var,
-                Some(Content::Swap(_)),
-            ) => {
-                return Err(LayoutError::TypeAndContent { name: name(), kind: self.kind, content: "swap" });
-            }
-            _ => {}
-        }
-        let Some(content) = &self.content else { return Ok(()) };
-        match self.size {
-            Size::Fixed(have) if have < content.least() => {
-                let (format, need) = (content.format_name(), content.least());
-                Err(LayoutError::TooSmall { name: name(), format, need, have })
-            }
-            _ => content.validate(),
+    /// Returns what is on the partition, and within that if it is encrypted.
+    pub fn layers(&self) -> impl Iterator<Item = &Content> {
+        self.content.iter().flat_map(Content::layers)
+    }
+
+    /// Returns the encryption of the partition.
+    pub fn luks(&self) -> Option<&Luks> {
+        match &self.content {
+            Some(Content::Luks(luks)) => Some(luks),
+            _ => None,
         }
     }
 }
@@ -607,6 +331,7 @@ impl Content {
             Content::Filesystem(fs) => fs.label.as_deref(),
             Content::Btrfs(btrfs) => btrfs.label.as_deref(),
             Content::Swap(swap) => swap.label.as_deref(),
+            Content::Luks(luks) => luks.label.as_deref(),
         }
     }
 
@@ -615,25 +340,48 @@ impl Content {
             Content::Filesystem(fs) => fs.uuid.as_deref(),
             Content::Btrfs(btrfs) => btrfs.uuid.as_deref(),
             Content::Swap(swap) => swap.uuid.as_deref(),
+            Content::Luks(luks) => luks.uuid.as_deref(),
         }
     }
 
-    /// Returns the file system's format; none for swap.
+    /// Returns the content itself, and what is within if it is encrypted.
+    pub fn layers(&self) -> impl Iterator<Item = &Content> {
+        let inner = match self {
+            Content::Luks(luks) => Some(&*luks.content),
+            _ => None,
+        };
+        std::iter::once(self).chain(inner)
+    }
+
+    /// Returns what is left when every encryption is opened.
+    pub fn opened(&self) -> &Content {
+        self.layers().last().expect("the content itself is a layer")
+    }
+
+    /// Returns the file system's format; none for swap and encryption.
     pub fn format(&self) -> Option<Format> {
         match self {
             Content::Filesystem(fs) => Some(fs.format),
             Content::Btrfs(_) => Some(Format::Btrfs),
-            Content::Swap(_) => None,
+            Content::Swap(_) | Content::Luks(_) => None,
         }
     }
 
     /// Returns the name people know the content by.
     pub fn format_name(&self) -> &'static str {
-        self.format().map_or("swap", Format::name)
+        match self {
+            Content::Swap(_) => "swap",
+            Content::Luks(_) => "LUKS",
+            Content::Filesystem(Filesystem { format, .. }) => format.name(),
+            Content::Btrfs(_) => Format::Btrfs.name(),
+        }
     }
 
     /// Returns the least size on which the tools make this content.
     pub fn least(&self) -> Bytes {
+        if let Content::Luks(luks) = self {
+            return LUKS_HEADER + luks.content.least();
+        }
         match self.format() {
             Some(Format::Xfs) => Bytes::mib(300),
             // With both copies of its metadata.
@@ -678,137 +426,13 @@ impl Content {
                 top.chain(below).collect()
             }
             Content::Swap(_) => Vec::new(),
+            Content::Luks(luks) => luks.content.mounts(partition),
         }
-    }
-
-    fn validate(&self) -> Result<(), LayoutError> {
-        let name = self.format_name();
-        if let Some(label) = self.label() {
-            check_label(label, name)?;
-        }
-        if let Some(uuid) = self.uuid() {
-            check_uuid(uuid, name)?;
-        }
-        let Content::Btrfs(btrfs) = self else { return Ok(()) };
-        let mut seen = BTreeSet::new();
-        for subvolume in &btrfs.subvolumes {
-            check_subvolume(&subvolume.path)?;
-            if !seen.insert(subvolume.path.trim_matches('/')) {
-                return Err(LayoutError::Duplicate { what: "subvolume", value: subvolume.path.clone() });
-            }
-        }
-        Ok(())
     }
 }
 
 fn components(path: &str) -> Vec<&str> {
     path.split('/').filter(|part| !part.is_empty()).collect()
-}
-
-fn check_partition_name(name: &str) -> Result<(), LayoutError> {
-    let error = |why| Err(LayoutError::PartitionName { name: name.to_owned(), why });
-    match name {
-        "" => error("is empty; name the partition"),
-        _ if name.encode_utf16().count() > PARTITION_NAME_UNITS => {
-            error("is longer than the 36 characters a partition table holds; shorten it")
-        }
-        _ if name.chars().any(|c| c.is_control() || c == '/') => {
-            error("holds a slash or a control character; leave it out")
-        }
-        _ => Ok(()),
-    }
-}
-
-fn check_mount_point(value: &str) -> Result<(), LayoutError> {
-    let error = |why| Err(LayoutError::MountPoint { value: value.to_owned(), why });
-    match value {
-        "/" => Ok(()),
-        _ if !value.starts_with('/') => error("is not absolute; start it with /"),
-        _ if value.chars().any(char::is_control) => error("holds a control character; leave it out"),
-        _ if value[1..].split('/').any(|part| matches!(part, "." | "..")) => {
-            error("holds . or ..; write it without")
-        }
-        _ if value[1..].split('/').any(str::is_empty) => {
-            error("holds an empty part; write single slashes, none at the end")
-        }
-        _ => Ok(()),
-    }
-}
-
-fn check_subvolume(value: &str) -> Result<(), LayoutError> {
-    let error = |why| Err(LayoutError::Subvolume { value: value.to_owned(), why });
-    let inner = value.strip_prefix('/').unwrap_or(value);
-    match inner {
-        "" => error("names nothing; use the mountpoint of the btrfs itself for its top level"),
-        _ if inner.split('/').any(|part| matches!(part, "" | "." | "..")) => {
-            error("holds ., .. or an empty part; write it without")
-        }
-        _ if inner.chars().any(|c| c.is_control() || c == ',') => {
-            error("holds a comma or a control character; leave it out")
-        }
-        _ if inner.split('/').any(|part| part.len() > 255) => {
-            error("has a part longer than 255 bytes; shorten it")
-        }
-        _ => Ok(()),
-    }
-}
-
-fn check_options(mount: &MountEntry<'_>) -> Result<(), LayoutError> {
-    for option in mount.options {
-        if option.is_empty() || option.contains(|c: char| c == ',' || c.is_whitespace() || c.is_control()) {
-            return Err(LayoutError::MountOption(option.clone()));
-        }
-        if option.starts_with("subvol=") || option.starts_with("subvolid=") {
-            return Err(LayoutError::SubvolumeOption(mount.mountpoint.to_owned()));
-        }
-    }
-    Ok(())
-}
-
-fn check_label(label: &str, format: &'static str) -> Result<(), LayoutError> {
-    let limit = match format {
-        "vfat" => 11,
-        "xfs" => 12,
-        "btrfs" => 255,
-        // ext2 to ext4, and swap.
-        _ => 16,
-    };
-    if label.is_empty() {
-        return Err(LayoutError::LabelEmpty(format.to_owned()));
-    }
-    if label.len() > limit {
-        return Err(LayoutError::LabelTooLong {
-            label: label.to_owned(),
-            format,
-            limit,
-            length: label.len(),
-        });
-    }
-    let refused = |c: &char| match format {
-        // What mkfs.vfat refuses, and what would come back as another letter in another code page.
-        "vfat" => !c.is_ascii() || c.is_ascii_control() || "*?.,;:/\\|+=<>[]\"".contains(*c),
-        _ => c.is_control() || *c == '/',
-    };
-    match label.chars().find(refused) {
-        Some(character) => Err(LayoutError::LabelCharacter { label: label.to_owned(), format, character }),
-        None => Ok(()),
-    }
-}
-
-fn check_uuid(uuid: &str, format: &'static str) -> Result<(), LayoutError> {
-    let hex = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit());
-    let (good, example) = match format {
-        "vfat" => {
-            let good =
-                uuid.split_once('-').is_some_and(|(a, b)| a.len() == 4 && b.len() == 4 && hex(a) && hex(b));
-            (good, "ABCD-1234")
-        }
-        _ => (
-            uuid.len() == 36 && uuid.parse::<Uuid>().is_ok_and(|uuid| !uuid.is_nil()),
-            "44444444-4444-4444-8888-888888888888",
-        ),
-    };
-    if good { Ok(()) } else { Err(LayoutError::Uuid { uuid: uuid.to_owned(), format, example }) }
 }
 
 #[cfg(test)]
@@ -861,6 +485,30 @@ mod tests {
         root.to_string()
     }
 
+    const INNER: &str = r#"{"type": "filesystem", "format": "ext4", "mountpoint": "/"}"#;
+
+    /// An encrypted `root` with these fields of its encryption.
+    fn encrypted(fields: &str) -> String {
+        format!(
+            r#"{{"name": "root", "type": "root", "size": "100%", "content": {{"type": "luks", {fields}}}}}"#
+        )
+    }
+
+    #[test]
+    fn what_is_encrypted_is_mounted_and_measured_as_what_is_in_it() {
+        let json = encrypted(&format!(
+            r#""name": "root", "settings": {{"allowDiscards": true}}, "content": {INNER}"#
+        ));
+        let layout = parse(&layout_of(&format!("{ESP},{json}"))).unwrap();
+        let disk = layout.disk().unwrap().1;
+        assert_eq!((disk.partition_of("/nix/store"), disk.mounts()[0].format), (Some(1), Format::Ext4));
+        let content = disk.partitions[1].content.as_ref().unwrap();
+        assert_eq!(content.least(), LUKS_HEADER + Bytes::mib(16));
+        assert_eq!(disk.partitions[1].luks().unwrap().name, "root");
+        let again = serde_json::to_string(&layout).unwrap();
+        assert_eq!(parse(&again), Ok(layout));
+    }
+
     #[test]
     fn every_mistake_has_its_sentence() {
         let esp_with = |key: &str, value: &str| ESP.replace(key, value);
@@ -894,8 +542,55 @@ mod tests {
             (root_with("", "name", "\"\""), "partition name \"\" is empty; name the partition"),
             (root_with("", "name", &format!("{:?}", "ä".repeat(37))), "is longer than the 36 characters"),
             (
-                root_with("content", "type", "\"luks\""),
-                "content of type \"luks\" is not supported in this version",
+                root_with("content", "type", "\"lvm_pv\""),
+                "content of type \"lvm_pv\" is not supported in this version",
+            ),
+            (
+                encrypted(r#""name": "x", "content": {"type": "zfs"}"#),
+                "content of type \"zfs\" is not supported",
+            ),
+            (encrypted(r#""name": "x""#), "missing field `content`"),
+            (encrypted(&format!(r#""content": {INNER}"#)), "missing field `name`"),
+            (
+                encrypted(&format!(r#""name": "", "content": {INNER}"#)),
+                "the name \"\" of an encrypted partition is empty",
+            ),
+            (
+                encrypted(&format!(r#""name": "control", "content": {INNER}"#)),
+                "the name \"control\" of an encrypted partition is taken",
+            ),
+            (
+                encrypted(&format!(r#""name": "a b", "content": {INNER}"#)),
+                "the name \"a b\" of an encrypted partition holds something else",
+            ),
+            (
+                encrypted(&format!(r#""name": "{}", "content": {INNER}"#, "x".repeat(128))),
+                "is longer than 127 bytes",
+            ),
+            (
+                encrypted(&format!(r#""name": "x", "label": "{}", "content": {INNER}"#, "x".repeat(48))),
+                "is 48 bytes long and LUKS allows 47",
+            ),
+            (
+                encrypted(&format!(r#""name": "x", "uuid": "ABCD-1234", "content": {INNER}"#)),
+                "\"ABCD-1234\" is no UUID for LUKS",
+            ),
+            (
+                encrypted(&format!(
+                    r#""name": "x", "content": {{"type": "luks", "name": "y", "content": {INNER}}}"#
+                )),
+                "partition root is encrypted twice",
+            ),
+            (
+                encrypted(&format!(r#""name": "x", "content": {}"#, r#"{"type": "swap"}"#)),
+                "partition root is of type root and holds swap",
+            ),
+            (
+                esp_with(
+                    r#"{"type": "filesystem", "format": "vfat", "mountpoint": "/boot", "options": ["umask=0077"]}"#,
+                    r#"{"type": "luks", "name": "x", "content": {"type": "filesystem", "format": "vfat"}}"#,
+                ),
+                "partition ESP is the EFI system partition, which firmware reads as vfat",
             ),
             (root_with("content", "format", "\"zfs\""), "unknown variant `zfs`"),
             (root_with("content", "format", "\"vfat\""), "the root file system cannot be vfat"),
@@ -1015,7 +710,7 @@ mod tests {
         let text = include_str!("../../docs/layout.md");
         let examples: Vec<&str> =
             text.split("```json\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-        assert_eq!(examples.len(), 3);
+        assert_eq!(examples.len(), 4);
         for example in examples {
             parse(example).unwrap_or_else(|error| panic!("{error}\n{example}"));
         }

@@ -8,6 +8,8 @@ pub mod fstab;
 pub mod holders;
 pub mod image;
 pub mod layout;
+pub mod luks;
 pub mod mount;
+pub mod names;
 pub mod picture;
 pub mod table;

@@ -1,6 +1,6 @@
 //! Pictures of disks: a bar of boxes and a list below it, for the person who must say yes.
 
-use super::layout::{DiskLayout, Partition};
+use super::layout::{Content, DiskLayout, Partition};
 use super::table::Table;
 use crate::size::Bytes;
 
@@ -31,15 +31,18 @@ pub struct Part {
 /// Draws a table as the layout fills it.
 pub fn of_table(title: &str, table: &Table, disk: &DiskLayout) -> String {
     let part = |(index, partition): (usize, &Partition)| {
-        let content = partition.content.as_ref();
+        let opened = partition.content.as_ref().map(Content::opened);
+        let encrypted = if partition.luks().is_some() { " in LUKS" } else { "" };
         let mounts =
             disk.mounts().iter().filter(|m| m.partition == index).map(|m| m.mountpoint.to_owned()).collect();
         Part {
             name: partition.name.clone(),
             size: table.slots.get(index).map_or(Bytes(0), |slot| slot.size),
-            format: content
-                .map_or_else(|| partition.kind.to_string(), |content| content.format_name().to_owned()),
-            label: content.and_then(|content| content.label()).unwrap_or_default().to_owned(),
+            format: opened.map_or_else(
+                || partition.kind.to_string(),
+                |content| format!("{}{encrypted}", content.format_name()),
+            ),
+            label: opened.and_then(|content| content.label()).unwrap_or_default().to_owned(),
             mounts,
         }
     };

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde::Serialize;
 
 use super::{Plan, Step, Summary, Wishes, fill_root};
 use crate::boot::loader::Loader;
-use crate::disk::layout::{Architecture, Content, DiskLayout, Format};
+use crate::disk::layout::{Architecture, Content, DiskLayout, Format, LUKS_HEADER, Luks};
 use crate::disk::picture;
-use crate::disk::table::{self, Ids, Table};
+use crate::disk::table::{self, Ids, Slot, Table};
 use crate::facts::{DiskFacts, DiskKind};
 use crate::failure::refused;
 use crate::size::Bytes;
@@ -30,6 +30,13 @@ pub enum DiskStep {
         disk: PathBuf,
         image: bool,
         table: Table,
+    },
+    /// Encrypt a partition with a passphrase that the plan does not hold, and open it.
+    Encrypt {
+        partition: u32,
+        name: String,
+        luks: Luks,
+        tools: BTreeMap<String, PathBuf>,
     },
     Format {
         partition: u32,
@@ -67,6 +74,13 @@ impl fmt::Display for DiskStep {
             }
             DiskStep::WriteTable { disk } => {
                 write!(f, "Write everything out, then the partition table of {}", disk.display())
+            }
+            DiskStep::Encrypt { partition, name, luks, .. } => {
+                write!(
+                    f,
+                    "Encrypt partition {partition}, {name}, with LUKS; the system opens it as {}",
+                    luks.name
+                )
             }
             DiskStep::Format { partition, name, content, .. } => {
                 write!(f, "Format partition {partition}, {name}, as {}", content.format_name())?;
@@ -126,6 +140,7 @@ pub fn install_to_disk(
     let table = table::plan(&disk.layout, disk.architecture, facts.size, facts.sector_size, &disk.ids)
         .map_err(|error| refused(format!("{shown}: {error}")))?;
     fits(disk, &table, closure)?;
+    readable_by_loader(disk)?;
 
     let mut steps = Vec::new();
     if facts.kind == DiskKind::NewImage {
@@ -134,11 +149,13 @@ pub fn install_to_disk(
     let image = facts.kind != DiskKind::BlockDevice;
     steps.push(DiskStep::Partition { disk: facts.path.clone(), image, table: table.clone() });
     for (slot, partition) in table.slots.iter().zip(&disk.layout.partitions) {
-        steps.extend(partition.content.iter().map(|content| DiskStep::Format {
-            partition: slot.number,
-            name: slot.name.clone(),
-            content: content.clone(),
-            tools: disk.tools.clone(),
+        let (number, name, tools) = (slot.number, slot.name.clone(), disk.tools.clone());
+        steps.extend(partition.layers().cloned().map(|content| {
+            let (name, tools) = (name.clone(), tools.clone());
+            match content {
+                Content::Luks(luks) => DiskStep::Encrypt { partition: number, name, luks, tools },
+                content => DiskStep::Format { partition: number, name, content, tools },
+            }
         }));
     }
     steps.push(DiskStep::Mount { layout: disk.layout.clone() });
@@ -192,9 +209,14 @@ fn usable(facts: &DiskFacts) -> Result<()> {
 /// Checks that what is copied fits into the partitions it goes to.
 fn fits(disk: &DiskWishes, table: &Table, closure: Summary) -> Result<()> {
     let size = |path: &str| disk.layout.partition_of(path).map(|index| (&table.slots[index], index));
-    let format = |index: usize| disk.layout.partitions[index].content.as_ref().and_then(Content::format);
+    let room = |slot: &Slot, index: usize| {
+        let partition = &disk.layout.partitions[index];
+        let header = partition.luks().map_or(Bytes(0), |_| LUKS_HEADER);
+        let opened = partition.content.as_ref().map(Content::opened);
+        usable_size(slot.size - header, opened.and_then(Content::format))
+    };
     if let Some((slot, index)) = size("/nix/store") {
-        let have = usable_size(slot.size, format(index));
+        let have = room(slot, index);
         if have < closure.space {
             return Err(refused(format!(
                 "the disk holds {} and its partition {} would have room for {have}, but the system needs {}; \
@@ -209,7 +231,7 @@ fn fits(disk: &DiskWishes, table: &Table, closure: Summary) -> Result<()> {
         .and_then(size)
         .filter(|(slot, _)| Some(slot.number) != size("/").map(|(root, _)| root.number))
     {
-        let have = usable_size(slot.size, format(index));
+        let have = room(slot, index);
         // The loader itself, its configuration, and its first growth.
         let need = disk.boot_files + Bytes::mib(4);
         if have < need {
@@ -221,6 +243,20 @@ fn fits(disk: &DiskWishes, table: &Table, closure: Summary) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Checks that GRUB, which reads kernels itself, finds them where nothing is encrypted.
+fn readable_by_loader(disk: &DiskWishes) -> Result<()> {
+    let boot = disk.loader.boot_mount_point.as_deref().and_then(Path::to_str).unwrap_or("/boot");
+    let on = disk.layout.partition_of(boot).map(|index| &disk.layout.partitions[index]);
+    match on.filter(|partition| partition.luks().is_some()) {
+        Some(partition) => Err(refused(format!(
+            "{} would have to read {boot} from the encrypted partition {}, which this version does not set up; \
+             give {boot} a partition of its own in a --layout",
+            disk.loader.kind, partition.name
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Returns what a new file system of this size leaves for files, a little less rather than more.

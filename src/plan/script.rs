@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::{DiskStep, Plan, Step};
 use crate::boot::loader::{self, Kind, Loader, TargetDisk, TargetPartition, link_name};
 use crate::disk::layout::{Content, DiskLayout, Format};
+use crate::disk::luks;
 use crate::disk::table::{Slot, Table};
 use crate::disk::{format, mount};
 use crate::size::Bytes;
@@ -41,6 +42,8 @@ pub struct Script {
     inner_path: &'static str,
     /// What it is typed by; empty if nobody is asked.
     name: String,
+    /// What a person should know who is asked.
+    notes: Vec<String>,
     /// Programs that must be there.
     programs: BTreeSet<String>,
     disk: Option<DiskValues>,
@@ -57,11 +60,15 @@ struct DiskValues {
     new: bool,
     size: u64,
     sector_size: u64,
+    /// Kinds of file systems that are mounted.
+    kinds: BTreeSet<&'static str>,
     /// Where its file systems are mounted, below the root.
     points: Vec<String>,
     /// Whole MiB at which something is wiped, from the start of the disk.
     edges: Vec<u64>,
     parts: Vec<Part>,
+    /// The program that encrypts and opens; none if nothing is encrypted.
+    cryptsetup: Option<String>,
     loader: LoaderValues,
 }
 
@@ -72,6 +79,8 @@ struct Part {
     start: u64,
     size: u64,
     names: Names,
+    /// What the fence calls the opened one, where it is encrypted.
+    opened: Option<Vec<String>>,
 }
 
 /// What the fence calls a device besides the kernel's name, below `/dev`.
@@ -116,6 +125,7 @@ enum Act {
     Finish { note: String },
     CreateImage,
     Partition,
+    Encrypt { partition: u32, words: String },
     Format { partition: u32, command: String, alone: bool, subvolumes: Vec<String> },
     Mount { tmpfs: bool, mounts: Vec<MountValues> },
     WriteTable { table: Vec<String> },
@@ -163,7 +173,8 @@ pub fn script(plan: &Plan, closure: &Closure, here: &Path) -> Result<Script> {
         space: plan.closure.space.0,
         inner_path: namespace::PATH,
         name: if asks { path(Path::new(name))? } else { String::new() },
-        programs: programs(plan),
+        notes: plan.notes.iter().map(|note| quote(&format!("note: {note}"))).collect(),
+        programs: programs(plan)?,
         disk,
         steps,
         paths: closure.paths.iter().map(|info| info.path.base_name().to_owned()).collect(),
@@ -206,29 +217,36 @@ fn registration(info: &PathInfo) -> String {
     text
 }
 
-/// Returns the standard programs that the script calls; those of the layout are called by their paths.
-fn programs(plan: &Plan) -> BTreeSet<String> {
-    let mut names =
-        vec!["chmod", "chown", "cp", "mount", "mountpoint", "nix-store", "readlink", "sync", "umount"];
-    names.extend(["unshare", "xargs"]);
+/// Returns the programs that the script calls, each as a word. One that is missing could pass for a test that
+/// found nothing, so this list is complete.
+fn programs(plan: &Plan) -> Result<BTreeSet<String>> {
+    let mut names = vec!["cat", "chmod", "chown", "cp", "dirname", "grep", "id", "ln", "mkdir", "mktemp"];
+    names.extend(["mount", "mountpoint", "nix-store", "readlink", "rm", "rmdir", "sed", "sh", "sync"]);
+    names.extend(["umount", "unshare", "xargs"]);
+    let mut tools = BTreeSet::new();
     for step in &plan.steps {
         match step {
             Step::ExtraFiles { .. } => names.extend(["find", "tar"]),
-            Step::Claim { .. } => names.extend(["df", "flock"]),
-            Step::Disk(DiskStep::CreateImage { .. }) => names.push("truncate"),
+            Step::Claim { .. } => names.extend(["df", "flock", "mv", "tail"]),
+            Step::Disk(DiskStep::CreateImage { .. }) => names.extend(["mv", "truncate"]),
             Step::Disk(DiskStep::Partition { .. }) => {
-                names.extend([
-                    "addpart", "blkid", "blockdev", "chroot", "cmp", "dd", "flock", "losetup", "lsblk",
-                ]);
-                names.extend(["mknod", "partx", "setpriv", "sfdisk", "stat", "tr", "wipefs"]);
+                names.extend(["addpart", "blkid", "blockdev", "chroot", "cmp", "cp", "dd", "env", "flock"]);
+                names.extend(["losetup", "lsblk", "mknod", "mv", "partx", "setpriv", "sfdisk", "sleep"]);
+                names.extend(["stat", "tail", "tr", "wipefs"]);
             }
-            Step::Disk(DiskStep::Format { content, .. }) if !content.subvolumes().is_empty() => {
-                names.push("btrfs");
+            Step::Disk(DiskStep::Format { content, tools: found, .. }) => {
+                for tool in found.values() {
+                    tools.insert(path(tool)?);
+                }
+                if !content.subvolumes().is_empty() {
+                    names.push("btrfs");
+                }
             }
             _ => {}
         }
     }
-    names.into_iter().map(str::to_owned).collect()
+    tools.extend(names.into_iter().map(str::to_owned));
+    Ok(tools)
 }
 
 fn act(plan: &Plan, step: &Step, here: &Path) -> Result<Act> {
@@ -263,6 +281,10 @@ fn disk_act(plan: &Plan, step: &DiskStep) -> Result<Act> {
     Ok(match step {
         DiskStep::CreateImage { .. } => Act::CreateImage,
         DiskStep::Partition { .. } => Act::Partition,
+        DiskStep::Encrypt { partition, luks, .. } => {
+            let words: Vec<String> = luks::format_words(luks).iter().map(|word| quote(word)).collect();
+            Act::Encrypt { partition: *partition, words: words.join(" ") }
+        }
         DiskStep::Format { partition, content, tools, .. } => {
             let table = table(plan).context("formatting a partition of no table")?;
             let slot = &table.slots[*partition as usize - 1];
@@ -375,27 +397,37 @@ fn attributes(slot: &Slot) -> Result<Vec<String>> {
 fn disk_values(plan: &Plan) -> Result<Option<DiskValues>> {
     let mut values = None;
     let mut new = false;
-    let mut contents = Vec::new();
+    let (mut contents, mut encrypted, mut cryptsetup) = (Vec::new(), BTreeSet::new(), None);
     let mut points = Vec::new();
+    let mut kinds = BTreeSet::new();
     for step in &plan.steps {
         match step {
             Step::Disk(DiskStep::CreateImage { .. }) => new = true,
             Step::Disk(DiskStep::Partition { image, table, .. }) => values = Some((*image, table)),
+            Step::Disk(DiskStep::Encrypt { partition, tools, .. }) => {
+                encrypted.insert(*partition);
+                let tool =
+                    tools.get(luks::TOOL).with_context(|| format!("finding the tool {}", luks::TOOL))?;
+                cryptsetup = Some(path(tool)?);
+            }
             Step::Disk(DiskStep::Format { partition, content, .. }) => contents.push((*partition, content)),
             Step::Disk(DiskStep::Mount { layout }) => {
-                points = layout.mounts().iter().map(|entry| point(entry.mountpoint)).collect()
+                points = layout.mounts().iter().map(|entry| point(entry.mountpoint)).collect();
+                kinds = layout.mounts().iter().map(|entry| entry.format.name()).collect();
             }
             Step::Disk(DiskStep::InstallLoader { loader, esp, efi_variables }) => {
                 let (image, table) = values.context("installing a boot loader on no disk")?;
-                let (disk_names, parts) = names(table, &contents, loader);
+                let (disk_names, parts) = names(table, &contents, &encrypted, loader);
                 return Ok(Some(DiskValues {
                     image,
                     new,
                     size: table.disk_size.0,
                     sector_size: table.sector_size,
+                    kinds,
                     points,
                     edges: edges(table),
                     parts,
+                    cryptsetup,
                     loader: loader_values(plan, loader, esp.as_deref(), *efi_variables, disk_names)?,
                 }));
             }
@@ -416,14 +448,22 @@ fn edges(table: &Table) -> Vec<u64> {
 }
 
 /// Returns the names of the disk and of its partitions in the fence, without those that the kernel gives.
-fn names(table: &Table, contents: &[(u32, &Content)], loader: &Loader) -> (Names, Vec<Part>) {
+fn names(
+    table: &Table,
+    contents: &[(u32, &Content)],
+    encrypted: &BTreeSet<u32>,
+    loader: &Loader,
+) -> (Names, Vec<Part>) {
     // No kernel has such names; the real ones are known when the script runs.
     const UNKNOWN: char = '?';
+    let label = |number: u32| {
+        let content = contents.iter().find(|(of, _)| *of == number);
+        content.and_then(|(_, content)| content.label()).map(|label| link_name("label", label))
+    };
     let partition = |slot: &Slot| {
         let mut links =
             vec![link_name("partuuid", &slot.uuid.to_string()), link_name("partlabel", &slot.name)];
-        let content = contents.iter().find(|(number, _)| *number == slot.number);
-        links.extend(content.and_then(|(_, content)| content.label()).map(|label| link_name("label", label)));
+        links.extend(label(slot.number).filter(|_| !encrypted.contains(&slot.number)));
         TargetPartition {
             number: slot.number,
             name: format!("{UNKNOWN}{}", slot.number),
@@ -447,6 +487,9 @@ fn names(table: &Table, contents: &[(u32, &Content)], loader: &Loader) -> (Names
         start: slot.start.0 / ADDPART_SECTOR,
         size: slot.size.0 / ADDPART_SECTOR,
         names,
+        opened: encrypted
+            .contains(&slot.number)
+            .then(|| label(slot.number).iter().map(|label| quote(label)).collect()),
     });
     (disk_names, parts.collect())
 }

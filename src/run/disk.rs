@@ -1,30 +1,35 @@
 //! Performs the steps that only a disk has.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{Made as AllMade, Source};
+use super::{Keys, Made as AllMade, Source};
 use crate::boot::loader::{self, Install, Loader, TargetDisk, TargetPartition, link_name};
 use crate::disk::contents;
 use crate::disk::device::{self, Disk, kernel_name};
 use crate::disk::format;
 use crate::disk::image::{Image, Loop};
 use crate::disk::layout::Content;
+use crate::disk::luks::{self, Opened};
 use crate::disk::mount::{self, Mounts};
 use crate::disk::table::{self, Slot, Table};
 use crate::plan::DiskStep;
 use crate::progress::Progress;
 use crate::size::Bytes;
-use crate::sys::namespace::Output;
+use crate::sys::ioctl;
+use crate::sys::namespace::{DeviceNode, Output};
 use crate::system::{enter, identity};
 
 /// What the steps so far have made of the disk. The fields are dropped in this order: mounts first.
 #[derive(Default)]
 pub struct Made {
     mounts: Option<Mounts>,
+    /// The encrypted partitions, by their numbers.
+    opened: BTreeMap<u32, Opened>,
     partitions: Vec<PathBuf>,
     whole: Option<Whole>,
     image: Option<Image>,
@@ -56,11 +61,28 @@ impl Whole {
 // The mounts on it are in a namespace of their own, so that two installations do not meet.
 const WORK: &str = "/run/nixos-install-via";
 
-pub fn take(step: &DiskStep, source: &Source, made: &mut AllMade, progress: &dyn Progress) -> Result<()> {
+pub fn take(
+    step: &DiskStep,
+    source: &Source,
+    keys: &Keys,
+    made: &mut AllMade,
+    progress: &dyn Progress,
+) -> Result<()> {
     let disk = &mut made.disk;
     match step {
         DiskStep::CreateImage { path, size } => disk.image = Some(Image::create(path, *size)?),
         DiskStep::Partition { disk: path, image, table } => partition(disk, path, *image, table)?,
+        DiskStep::Encrypt { partition, luks, tools, .. } => {
+            let key =
+                keys.get(&luks.name).with_context(|| format!("finding the passphrase of {}", luks.name))?;
+            let tool = tools.get(luks::TOOL).with_context(|| format!("finding the tool {}", luks::TOOL))?;
+            let device = disk.device(*partition);
+            luks::format(tool, luks, device, key)?;
+            // The machine that installs may have something open under the system's own name.
+            let name = format!("nixos-install-via-{}-{partition}", std::process::id());
+            let opened = Opened::open(tool, device, &name, key)?;
+            disk.opened.insert(*partition, opened);
+        }
         DiskStep::Format { partition, content, tools, .. } => {
             let (device, table) = (disk.device(*partition), disk.table());
             let slot = &table.slots[*partition as usize - 1];
@@ -70,7 +92,7 @@ pub fn take(step: &DiskStep, source: &Source, made: &mut AllMade, progress: &dyn
             }
         }
         DiskStep::Mount { layout } => {
-            let mounts = mount::layout(layout, &disk.partitions, &work_dir("root")?)?;
+            let mounts = mount::layout(layout, &disk.devices(), &work_dir("root")?)?;
             made.root = Some(mounts.root().to_owned());
             disk.mounts = Some(mounts);
         }
@@ -90,14 +112,33 @@ pub fn take(step: &DiskStep, source: &Source, made: &mut AllMade, progress: &dyn
 }
 
 impl Made {
+    /// Returns the device whose contents are a partition's: what is opened, where it is encrypted.
     fn device(&self, number: u32) -> &Path {
-        &self.partitions[number as usize - 1]
+        self.opened.get(&number).map_or(&self.partitions[number as usize - 1], Opened::path)
+    }
+
+    fn devices(&self) -> Vec<PathBuf> {
+        (1..=self.partitions.len() as u32).map(|number| self.device(number).to_owned()).collect()
+    }
+
+    /// Returns what a boot loader's installer finds of the encrypted partitions that are open.
+    fn opened_for_loader(&self) -> Result<Vec<DeviceNode>> {
+        let node = |opened: &Opened| {
+            let (rdev, path) = (number(opened.path())?, opened.path());
+            let mapper = path.strip_prefix("/dev").unwrap_or(path).to_string_lossy().into_owned();
+            let mut names = vec![kernel_name(rdev)?, mapper];
+            names.extend(names_of_content(path)?);
+            Ok(DeviceNode { names, rdev })
+        };
+        self.opened.values().map(node).collect()
     }
 
     fn partitions_for_loader(&self) -> Result<Vec<TargetPartition>> {
         let partition = |(slot, device): (&Slot, &PathBuf)| {
             let rdev = number(device)?;
-            let links = links(slot, device)?;
+            let mut links =
+                vec![link_name("partuuid", &slot.uuid.to_string()), link_name("partlabel", &slot.name)];
+            links.extend(names_of_content(device)?);
             Ok(TargetPartition { number: slot.number, name: kernel_name(rdev)?, rdev, links })
         };
         self.table().slots.iter().zip(&self.partitions).map(partition).collect()
@@ -142,12 +183,14 @@ fn install_loader(
         rdev: number(whole)?,
         partitions: made.disk.partitions_for_loader()?,
     };
+    let mut devices = loader::device_nodes(&[target], &loader.baked_devices);
+    devices.extend(made.disk.opened_for_loader()?);
     let install = Install {
         root,
         system,
         loader,
         esp,
-        devices: loader::device_nodes(&[target], &loader.baked_devices),
+        devices,
         disks: &[whole.to_owned()],
         efi_variables,
         activation: enter::activation(root, system, Output::ShowFailure),
@@ -163,16 +206,15 @@ fn number(device: &Path) -> Result<u64> {
     Ok(meta.rdev())
 }
 
-/// Returns what udev would call a partition, by what is really on it.
-fn links(slot: &Slot, device: &Path) -> Result<Vec<String>> {
-    let file = File::open(device).with_context(|| format!("opening {}", device.display()))?;
-    let found = contents::on_device(&file, Bytes(0), slot.size)?;
-    let mut links = vec![link_name("partuuid", &slot.uuid.to_string()), link_name("partlabel", &slot.name)];
-    if let Some(found) = found {
-        links.extend(found.label.map(|label| link_name("label", &label)));
-        links.extend(found.uuid.map(|uuid| link_name("uuid", &uuid)));
-    }
-    Ok(links)
+/// Returns what udev would call a device by what is really on it.
+fn names_of_content(device: &Path) -> Result<Vec<String>> {
+    let looking = || format!("looking at {}", device.display());
+    let file = File::open(device).with_context(looking)?;
+    let size = ioctl::device_size(&file).with_context(looking)?;
+    let found = contents::on_device(&file, Bytes(0), size)?.unwrap_or_default();
+    let label = found.label.map(|label| link_name("label", &label));
+    let uuid = found.uuid.map(|uuid| link_name("uuid", &uuid));
+    Ok(label.into_iter().chain(uuid).collect())
 }
 
 /// Lets go from the inside out; each failure is one of the installation, for bytes may be missing.
@@ -180,6 +222,9 @@ fn release(made: &mut AllMade) -> Result<()> {
     made.root = None;
     let disk = &mut made.disk;
     disk.mounts.take().map_or(Ok(()), Mounts::finish)?;
+    while let Some((_, opened)) = disk.opened.pop_last() {
+        opened.finish()?;
+    }
     disk.partitions.clear();
     match disk.whole.take() {
         Some(Whole::Disk(file, path)) => {

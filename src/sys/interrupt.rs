@@ -24,6 +24,7 @@ pub fn listen() -> Result<()> {
     std::thread::spawn(move || {
         let signal = signals.wait().map_or("a signal", Signal::as_str);
         let sentence = SENTENCE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        super::terminal::restore();
         eprintln!("\nerror: stopped by {signal}; {sentence}");
         std::process::exit(1);
     });

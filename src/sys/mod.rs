@@ -6,5 +6,7 @@ pub mod inside;
 pub mod interrupt;
 pub mod ioctl;
 pub mod namespace;
+pub mod secret;
 pub mod sha256;
 pub mod shell;
+pub mod terminal;

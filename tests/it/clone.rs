@@ -11,25 +11,7 @@ const INSTALL: &str = "/run/current-system/bin/install-to-disk";
 
 #[test]
 fn a_running_uefi_system_clones_itself_and_leaves_its_disk_as_it_was() {
-    clone("uefi", Firmware::Uefi, Start::Uefi, |clone, toplevel| {
-        let entries = clone.sh("grep -H . /boot/loader/entries/*");
-        assert!(entries.contains(&format!("init={toplevel}/init")), "{entries}");
-        assert!(clone.sh("cat /boot/loader/loader.conf").contains("default nixos-generation-1.conf"));
-        for (key, file) in [("linux", "kernel"), ("initrd", "initrd")] {
-            let entry = "/boot/loader/entries/nixos-generation-1.conf";
-            clone.sh(&format!(
-                "on_esp=/boot$(sed -n 's/^{key} *//p' {entry}); cmp \"$on_esp\" /run/current-system/{file}"
-            ));
-        }
-        assert_eq!(
-            clone
-                .sh("findmnt --noheadings --output LABEL,FSTYPE /boot")
-                .split_whitespace()
-                .collect::<Vec<_>>(),
-            ["ESP", "vfat"]
-        );
-        clone.sh("test -e /boot/EFI/BOOT/BOOTX64.EFI");
-    });
+    clone("uefi", Firmware::Uefi, Start::Uefi, assert_an_esp_of);
 }
 
 #[test]
@@ -92,6 +74,14 @@ pub fn assert_a_whole_system(clone: &mut Vm, variant: &str, own_id: &str) {
     assert_eq!(clone.sh("findmnt --noheadings --output LABEL --mountpoint /"), "nixos");
     let id = clone.sh("cat /etc/machine-id");
     assert!(id.len() == 32 && id != own_id, "the machine's id is {id:?}, the source's {own_id:?}");
+    assert_the_store_is_whole(clone, variant);
+}
+
+/// The store and its database are those of a fixture, and real Nix is content with them.
+#[track_caller]
+pub fn assert_the_store_is_whole(clone: &mut Vm, variant: &str) {
+    let system = fixture(variant);
+    let toplevel = &system.toplevel;
     assert_eq!(clone.sh("stat --format '%a %u %g' /nix/store"), "1775 0 30000");
     let closure = real_nix::closure(&system.root, toplevel).join("\n");
     let listed = clone.sh("ls -A /nix/store | grep -vx .links | sed 's|^|/nix/store/|' | LC_ALL=C sort");
@@ -102,4 +92,23 @@ pub fn assert_a_whole_system(clone: &mut Vm, variant: &str, own_id: &str) {
     let (status, words) = clone.sh_within(LONG, "nix-store --verify --check-contents");
     let complaint = ["error", "modified", "disappeared", "missing"].iter().any(|word| words.contains(word));
     assert!(status == 0 && !complaint, "nix-store --verify ended with {status}: {words}");
+}
+
+/// What systemd-boot starts this system by.
+#[track_caller]
+pub fn assert_an_esp_of(clone: &mut Vm, toplevel: &str) {
+    let entries = clone.sh("grep -H . /boot/loader/entries/*");
+    assert!(entries.contains(&format!("init={toplevel}/init")), "{entries}");
+    assert!(clone.sh("cat /boot/loader/loader.conf").contains("default nixos-generation-1.conf"));
+    for (key, file) in [("linux", "kernel"), ("initrd", "initrd")] {
+        let entry = "/boot/loader/entries/nixos-generation-1.conf";
+        clone.sh(&format!(
+            "on_esp=/boot$(sed -n 's/^{key} *//p' {entry}); cmp \"$on_esp\" /run/current-system/{file}"
+        ));
+    }
+    assert_eq!(
+        clone.sh("findmnt --noheadings --output LABEL,FSTYPE /boot").split_whitespace().collect::<Vec<_>>(),
+        ["ESP", "vfat"]
+    );
+    clone.sh("test -e /boot/EFI/BOOT/BOOTX64.EFI");
 }

@@ -158,3 +158,35 @@ fn there_is_a_manual_page_for_each_command_that_the_help_shows() {
         assert!(!page(&target).contains("default\\-system"), "hidden options are for scripts");
     }
 }
+
+#[test]
+fn a_shell_completes_the_program_and_each_command_by_its_own_name() {
+    let env = TestEnv::new();
+    for (command, words, option) in [
+        ("nixos-install-via", vec![], "install-to-disk"),
+        ("install-to-disk", vec!["install-to-disk"], "--layout"),
+        ("install-to-dir", vec!["install-to-dir"], "--extra-files"),
+    ] {
+        let script = env.run(["completions", "bash"].into_iter().chain(words)).ok().stdout;
+        fs::write(env.path("completion"), script).unwrap();
+        let completed = tool(
+            "bash",
+            &[
+                "-euc",
+                &format!(
+                    "source {0}; f=$(complete -p {command} | sed 's/.*-F \\([^ ]*\\) .*/\\1/')
+                    COMP_WORDS=({command} '{1}') COMP_CWORD=1 COMPREPLY=()
+                    $f {command} '{1}' {command}; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+                    text(&env.path("completion")),
+                    &option[..5],
+                ),
+            ],
+        );
+        assert!(completed.lines().any(|line| line.trim() == option), "{command}: {completed}");
+    }
+    let package =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("module/package.nix")).unwrap();
+    let list = package.split_once("commands = [").and_then(|(_, rest)| rest.split_once(']')).unwrap().0;
+    let listed: Vec<&str> = list.split_whitespace().map(|word| word.trim_matches('"')).collect();
+    assert_eq!(listed, COMMANDS, "what the package links");
+}

@@ -8,9 +8,12 @@ mod generate;
 mod gpt_auto;
 mod image;
 mod interrupted;
+mod luks;
 mod readme;
 mod real_nix;
 mod script;
+mod script_vm;
+mod shape;
 mod source;
 #[allow(dead_code)] // the demo uses the rest
 mod vm;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,14 +11,34 @@ use std::process::{Command, Stdio};
 use crate::env::{Loop, Ran, System, TestEnv, digest, fixture, small_system, text, tool};
 use crate::real_nix;
 
-/// Prints the script of a command into a file, and has it judged by those who know shells.
+/// Prints the script of a command into a file, and has it judged by those who know shells. It finds no programs
+/// but those whose presence it checks.
 #[track_caller]
 fn script(env: &TestEnv, words: &[String]) -> PathBuf {
     let file = env.path("plan.sh");
-    fs::write(&file, env.run(words).ok().stdout).unwrap();
+    let printed = env.run(words).ok().stdout;
+    fs::write(&file, &printed).unwrap();
     tool("shellcheck", &["--shell", "sh", text(&file)]);
     tool("dash", &["-n", text(&file)]);
+    let path = printed.lines().find(|line| line.starts_with("PATH=")).unwrap();
+    let programs = programs(env, &printed);
+    fs::write(&file, printed.replace(path, &format!("PATH={}", text(&programs)))).unwrap();
     file
+}
+
+/// Makes a directory of the programs that a script checks for.
+fn programs(env: &TestEnv, script: &str) -> PathBuf {
+    let dir = env.path("programs");
+    fs::create_dir_all(&dir).unwrap();
+    let list = script.lines().find_map(|line| line.trim().strip_prefix("for program in ")).unwrap();
+    for name in list.trim_end_matches("; do").split(' ').filter(|name| !name.contains('/')) {
+        let found = tool("sh", &["-c", &format!("PATH=$PATH:/usr/sbin:/sbin command -v {name}")]);
+        let link = dir.join(name);
+        if !link.is_symlink() {
+            symlink(found, link).unwrap();
+        }
+    }
+    dir
 }
 
 /// Runs a script with dash, without a terminal and without any help from the environment.
@@ -195,6 +215,11 @@ fn the_script_makes_the_disk_that_the_binary_makes() {
         &env,
         &system.words("install-to-disk", &[&["--plan", "script"], &new("script.img")[..]].concat()),
     );
+    let sfdisk = env.path("programs/sfdisk");
+    let found = fs::read_link(&sfdisk).unwrap();
+    fs::remove_file(&sfdisk).unwrap();
+    run(&file, &["--yes"]).refused().says_a_sentence().stderr_has("sfdisk is missing; put it into PATH");
+    symlink(found, sfdisk).unwrap();
     let ran = run(&file, &["--yes"]).ok();
     for title in ["Format partition 2", "Install GRUB for BIOS", "done: "] {
         assert!(ran.stderr.contains(title), "{ran}");
@@ -219,24 +244,48 @@ fn the_script_makes_the_disk_that_the_binary_makes() {
 }
 
 #[test]
-fn a_script_that_is_interrupted_leaves_nothing() {
+fn a_script_that_is_interrupted_stops_at_once_and_leaves_nothing() {
+    // Ctrl-C in the copy, and a shutdown in the fence, whose first process hears of no signal by itself.
+    for (moment, signal, status, not_reached) in
+        [("Copy and check", "INT", 130, "Register"), ("setting up /etc", "TERM", 143, "activation ended")]
+    {
+        let env = TestEnv::new();
+        let words =
+            fixture("bios").words("install-to-disk", &["--plan", "script", "--image-size", "3G", "disk.img"]);
+        let file = script(&env, &words);
+        let mut command = Command::new("dash");
+        // As the terminal does: to the script and to what it runs.
+        command.arg(&file).arg("--yes").process_group(0).stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut rest = lines.skip_while(|line| !line.contains(moment));
+        assert!(rest.next().is_some(), "it did not come to {moment:?}");
+        tool("kill", &["-s", signal, "--", &format!("-{}", child.id())]);
+        let said: Vec<String> = rest.collect();
+        assert_eq!(child.wait().unwrap().code(), Some(status), "{said:?}");
+        assert!(!said.iter().any(|line| line.contains(not_reached)), "it went on: {said:?}");
+        assert_nothing_is_left(&env);
+        let left = tool("ls", &["-A", text(&env.path(""))]);
+        assert_eq!(left, "plan.sh\nprograms");
+    }
+}
+
+#[test]
+fn what_the_kernel_cannot_mount_is_known_before_anything_is_written() {
     let env = TestEnv::new();
-    let words =
-        fixture("bios").words("install-to-disk", &["--plan", "script", "--image-size", "3G", "disk.img"]);
-    let file = script(&env, &words);
-    let mut command = Command::new("dash");
-    // As the terminal does on Ctrl-C: to the script and to what it runs.
-    command.arg(&file).arg("--yes").process_group(0).stdin(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
-    let mut rest = lines.skip_while(|line| !line.contains("Copy and check"));
-    assert!(rest.next().is_some(), "it did not come to the copying");
-    tool("kill", &["-s", "INT", "--", &format!("-{}", child.id())]);
-    let said: Vec<String> = rest.collect();
-    assert_eq!(child.wait().unwrap().code(), Some(130), "{said:?}");
-    assert_nothing_is_left(&env);
-    let left: Vec<_> = fs::read_dir(env.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(left, ["plan.sh"]);
+    let images = ["script.img", "binary.img"].map(|name| env.image(name, 3072));
+    let empty = digest(&images[0]);
+    let words = |more: &[&str]| fixture("uefi").words("install-to-disk", more);
+    let file = script(&env, &words(&["--plan", "script", "script.img"]));
+    // Which of both it is depends on this machine's kernel, which now has loaded what it has.
+    let by_binary = env.run(words(&["binary.img"]));
+    let by_script = run(&file, &["--yes"]);
+    if by_binary.code() == Some(0) {
+        by_script.ok();
+    } else {
+        by_script.refused().stderr_has("cannot mount vfat");
+        assert_eq!(digest(&images[0]), empty);
+    }
 }
 
 #[test]
@@ -249,7 +298,11 @@ fn every_form_of_the_script_is_good_shell() {
         let text = fs::read_to_string(file).unwrap();
         assert!(text.contains("mkfs.vfat -F 32 -n ESP"), "{text}");
         assert_eq!(text.contains("mount -t efivarfs"), more.contains(&"--efi-variables"));
+        assert!(!text.contains("KEY_FILE"));
     }
+    let words = ["--plan", "script", "--image-size", "3G", "disk.img"];
+    let text = fs::read_to_string(script(&env, &fixture("luks").words("install-to-disk", &words))).unwrap();
+    assert!(text.contains("luksFormat --batch-mode --type=luks2") && text.contains("KEY_FILE"), "{text}");
 }
 
 #[test]
