@@ -226,6 +226,7 @@ fn is_stored(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::names;
 
     #[test]
     fn a_manifest_may_say_nothing_but_its_version() {
@@ -359,7 +360,11 @@ mod tests {
                 continue;
             }
             let text = std::fs::read_to_string(&path).unwrap();
-            parse(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            let manifest = parse(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            if let Some(layout) = manifest.layout {
+                // What the layout encrypts is what the initrd opens.
+                names::check(&layout.unwrap(), "", &manifest.luks_devices).unwrap();
+            }
         }
     }
 }
