@@ -4,7 +4,8 @@ HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 BINARY := build/nixos-install-via
 SIZE_LIMIT := 8388608
 FIXTURES := build/fixture/uefi/toplevel build/fixture/bios/toplevel build/fixture/gpt-auto/toplevel \
-	build/fixture/luks/toplevel
+	build/fixture/luks/toplevel build/fixture/deploy/toplevel
+ANSIBLE := build/ansible/installed
 
 # The tests attach loop devices and own store paths as root does; Debian keeps their tools in sbin.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -25,7 +26,7 @@ demo: build build/fixture/uefi/toplevel ## Clone a running system in a virtual m
 	cargo build --quiet --example demo
 	$(SUDO) env KEEP=$(KEEP) target/debug/examples/demo
 
-test: build $(FIXTURES) ## Run every test, virtual machines included
+test: build $(FIXTURES) $(ANSIBLE) ## Run every test, virtual machines included
 	tests/needs.sh tests/packages/test
 	cargo test
 	BINARY=$(BINARY) tests/module/run.sh
@@ -34,16 +35,18 @@ test-module: build ## Evaluate the NixOS module in every case (NIXPKGS=DIR: with
 	tests/needs.sh tests/packages/test
 	BINARY=$(BINARY) $(if $(NIXPKGS),NIXPKGS=$(NIXPKGS)) tests/module/run.sh
 
-bench: build ## Measure install-to-dir against cp, rsync, tar and nix copy (BENCH_DIR=DIR elsewhere)
+bench: build ## Measure against cp, rsync, tar and nix copy (BENCH_DIR=DIR elsewhere, ONLY=local or ssh, ROUNDS=1 is quick)
 	tests/needs.sh tests/packages/bench
-	cargo build --quiet --release --example bench
-	$(SUDO) env $(if $(BENCH_DIR),BENCH_DIR=$(BENCH_DIR)) target/release/examples/bench
+	cargo build --quiet --example bench
+	$(SUDO) env $(if $(BENCH_DIR),BENCH_DIR=$(BENCH_DIR)) ONLY=$(ONLY) ROUNDS=$(ROUNDS) SLOW=$(SLOW) target/debug/examples/bench
 
-lint: ## Check format, clippy and the shell scripts
+lint: ## Check format, clippy (of the fuzzers too) and the shell scripts
 	tests/needs.sh tests/packages/build tests/packages/lint
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
-	shellcheck $$(grep -rlE '^#! ?/bin/(ba)?sh' .ci tests --include=run --include='*.sh')
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
+	cargo clippy --manifest-path fuzz/Cargo.toml --target-dir target/fuzz -- -D warnings
+	shellcheck $$(grep -rlE '^#! ?/bin/(ba)?sh' .ci tests templates --include=run --include='*.sh')
 
 clean: ## Remove what was built
 	cargo clean
@@ -62,5 +65,14 @@ $(BINARY): FORCE
 build/fixture/%/toplevel: $(BINARY) $(wildcard tests/fixture/* tests/fixture/*/*)
 	tests/needs.sh tests/packages/test tests/fixture/packages
 	$(SUDO) tests/fixture/build.sh $* $(BINARY)
+
+# From PyPI, each file with the hash that is pinned; nothing of it leaves this directory.
+$(ANSIBLE): tests/ansible/requirements.txt
+	tests/needs.sh tests/packages/test
+	@echo 'ansible: installing from PyPI into build/ansible:' $$(sed -n 's/^\([^ #]*==[^ ]*\).*/\1/p' $<) >&2
+	rm -rf build/ansible
+	python3 -m venv build/ansible
+	build/ansible/bin/pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r $<
+	@touch $@
 
 FORCE:

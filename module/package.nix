@@ -11,6 +11,8 @@ let
   commands = [
     "install-to-disk"
     "install-to-dir"
+    "deploy-to-dir"
+    "deploy-via-ssh"
   ];
 in
 rustPlatform.buildRustPackage {

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -9,9 +10,11 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{self, generate::ENTRIES};
 use crate::failure::Failure;
-use crate::progress::{Json, Lines, Progress, Silent, Terminal};
+use crate::progress::{Json, Lines, Manner, Progress, Silent, Terminal};
 use crate::size::Bytes;
+use crate::ssh::{Address, ClientOption, askpass};
 use crate::sys::{interrupt, namespace};
+use crate::system::activate;
 
 /// Install this NixOS system elsewhere, from its own store paths
 ///
@@ -27,6 +30,8 @@ struct Cli {
 const NAME: &str = "nixos-install-via";
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused for safety.";
+const DEPLOY_EXIT_CODES: &str = "Exit codes: 0 deployed, 1 failed, 2 wrong usage, 3 refused for safety, \
+4 rolled back, 5 state unknown; of several machines the highest.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -36,7 +41,13 @@ enum Command {
     /// Clone or back up the system into a directory
     #[command(after_help = EXIT_CODES)]
     InstallToDir(InstallToDir),
-    /// Run a command, or a shell, of the system in a directory
+    /// Bring a directory made by install-to-dir to the system: copy what is missing, as a new generation
+    #[command(after_help = EXIT_CODES)]
+    DeployToDir(DeployToDir),
+    /// Update running NixOS machines to the system, with a way back
+    #[command(after_help = DEPLOY_EXIT_CODES)]
+    DeployViaSsh(DeployViaSsh),
+    /// Run a command, or a shell, of the system in a directory, or boot it as a container
     Enter(Enter),
     /// Re-hash every valid store path of a root against its database
     Verify(Verify),
@@ -49,9 +60,18 @@ enum Command {
     /// Write the manual pages into a directory
     #[command(hide = true)]
     Man(Man),
+    /// Answer what another machine asks, on stdin and stdout
+    #[command(hide = true)]
+    Serve(Serve),
+    /// Perform a deployment that has begun; systemd runs it
+    #[command(hide = true)]
+    Activate(Deployed),
+    /// Take a deployment back that has not ended in time; systemd runs it
+    #[command(hide = true)]
+    Rollback(Deployed),
 }
 
-/// What both ways to install have in common.
+/// What all ways to bring a system elsewhere have in common.
 #[derive(Args)]
 pub struct Common {
     /// System to install: a toplevel store path, or a link to one [default: the one this command belongs to]
@@ -63,20 +83,22 @@ pub struct Common {
     /// Root whose store and database the system is read from
     #[arg(long, value_name = "ROOT", default_value = "/")]
     pub from: PathBuf,
-    /// Directory whose files are copied over the installed root, with their owners and modes
-    #[arg(long, value_name = "DIR")]
-    pub extra_files: Option<PathBuf>,
     /// Print the plan and stop
     #[arg(long)]
     pub dry_run: bool,
     /// Print the plan in this form and stop
     #[arg(long, value_name = "FORM")]
     pub plan: Option<PlanForm>,
+    #[command(flatten)]
+    pub progress: ProgressArg,
+}
+
+/// Whether a person is asked before it happens.
+#[derive(Args)]
+pub struct Yes {
     /// Do it without asking
     #[arg(long)]
     pub yes: bool,
-    #[command(flatten)]
-    pub progress: ProgressArg,
 }
 
 impl Common {
@@ -94,6 +116,11 @@ pub struct ProgressArg {
 }
 
 impl ProgressArg {
+    /// Tells whether events are data on stdout.
+    pub fn is_on_stdout(&self) -> bool {
+        matches!(self.how, ProgressForm::Json)
+    }
+
     /// Returns the printer that was asked for.
     pub fn printer(&self) -> Box<dyn Progress> {
         match self.how {
@@ -101,6 +128,16 @@ impl ProgressArg {
             ProgressForm::None => Box::new(Silent),
             ProgressForm::Auto if std::io::stderr().is_terminal() => Box::new(Terminal::new()),
             ProgressForm::Auto => Box::new(Lines::new()),
+        }
+    }
+
+    /// Returns the manner that was asked for, to tell of several machines.
+    pub fn manner(&self) -> Manner {
+        match self.how {
+            ProgressForm::Json => Manner::Json,
+            ProgressForm::None => Manner::Silent,
+            ProgressForm::Auto if std::io::stderr().is_terminal() => Manner::Terminal,
+            ProgressForm::Auto => Manner::Lines,
         }
     }
 }
@@ -143,7 +180,11 @@ pub struct InstallToDisk {
     #[arg(long, value_name = "NAME=FILE", value_parser = name_and_file)]
     pub disk_encryption_key: Vec<(String, PathBuf)>,
     #[command(flatten)]
+    pub extra: ExtraFiles,
+    #[command(flatten)]
     pub common: Common,
+    #[command(flatten)]
+    pub yes: Yes,
 }
 
 fn name_and_file(text: &str) -> Result<(String, PathBuf), String> {
@@ -159,16 +200,149 @@ fn name_and_file(text: &str) -> Result<(String, PathBuf), String> {
 #[derive(Args)]
 pub struct InstallToDir {
     /// Directory: absent, empty, or left by an earlier run
-    pub dir: PathBuf,
+    #[arg(required_unless_present = "archive")]
+    pub dir: Option<PathBuf>,
+    /// Write the root as an archive instead, a .tar.zst or .tar, or - for a .tar.zst on stdout
+    #[arg(long, value_name = "FILE", conflicts_with = "dir")]
+    pub archive: Option<PathBuf>,
+    #[command(flatten)]
+    pub extra: ExtraFiles,
     #[command(flatten)]
     pub common: Common,
+    #[command(flatten)]
+    pub yes: Yes,
+}
+
+/// What a new root can be given besides the system.
+#[derive(Args)]
+pub struct ExtraFiles {
+    /// Directory whose files are copied over the installed root, with their owners and modes
+    #[arg(long, value_name = "DIR")]
+    pub extra_files: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct DeployToDir {
+    /// Directory made by install-to-dir
+    pub dir: PathBuf,
+    /// Keep the newest N generations, and remove the older ones and all that nothing leads to any more
+    #[arg(long, value_name = "N")]
+    pub keep: Option<NonZeroUsize>,
+    /// Deploy also the system of another host, or for another processor, than the one that is there
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub common: Common,
+    #[command(flatten)]
+    pub yes: Yes,
+}
+
+#[derive(Args)]
+pub struct DeployViaSsh {
+    /// Machines, as ssh knows them: [USER@]HOST or ssh://[USER@]HOST[:PORT]
+    #[arg(value_name = "HOST", required_unless_present = "hosts")]
+    pub host: Vec<Address>,
+    /// Machines and the system of each: a TOML or JSON file of lines such as web1 = "/nix/store/…"
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["host", "system"])]
+    pub hosts: Option<PathBuf>,
+    /// Make it what the next boot starts, and change nothing now
+    #[arg(long, group = "action")]
+    pub boot: bool,
+    /// Run it until the next boot
+    #[arg(long, group = "action")]
+    pub test: bool,
+    /// Copy it and tell what running it would change
+    #[arg(long, group = "action")]
+    pub dry_activate: bool,
+    /// Copy it, and no more
+    #[arg(long, group = "action")]
+    pub copy_only: bool,
+    /// Restart the machine into it, and look what it runs then
+    #[arg(long, conflicts_with_all = ["test", "dry_activate", "copy_only"])]
+    pub reboot: bool,
+    /// Deploy also the system of another host, or for another processor
+    #[arg(long)]
+    pub force: bool,
+    /// Leave a machine as it is when the system fails there or makes it unreachable
+    #[arg(long)]
+    pub no_rollback: bool,
+    /// How long a machine waits to be reached anew before it goes back
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u32).range(5..=3600))]
+    pub confirm_timeout: u32,
+    /// How long the activation may take
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = clap::value_parser!(u32).range(5..=86400))]
+    pub activation_timeout: u32,
+    /// How many machines at a time
+    #[arg(long, value_name = "N", default_value = "8")]
+    pub jobs: NonZeroUsize,
+    /// Begin with no further machine once one has failed
+    #[arg(long)]
+    pub fail_fast: bool,
+    /// Send what is missing whole, and not what differs from older store paths
+    #[arg(long)]
+    pub no_delta: bool,
+    /// Let the machine first take what its own binary caches have
+    #[arg(long)]
+    pub substitute: bool,
+    /// Root of the machine to copy into, such as a mounted disk
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub root: PathBuf,
+    #[command(flatten)]
+    pub ssh: Ssh,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// How machines are reached.
+#[derive(Args)]
+pub struct Ssh {
+    /// Configuration of ssh, in the place of the usual one
+    #[arg(short = 'F', value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Port of ssh on the machine
+    #[arg(short = 'p', value_name = "PORT")]
+    pub port: Option<u16>,
+    /// Private key
+    #[arg(short = 'i', value_name = "FILE")]
+    pub identity: Vec<PathBuf>,
+    /// Machine to go through, as with ssh -J
+    #[arg(short = 'J', value_name = "HOST")]
+    pub jump: Option<String>,
+    /// Option of ssh, as in its configuration, such as ConnectTimeout=10
+    #[arg(long = "ssh-option", value_name = "OPTION")]
+    pub options: Vec<ClientOption>,
+    /// Become root by sudo where the account is another one
+    #[arg(long)]
+    pub sudo: bool,
+    /// File that holds the password for sudo, such as a pipe [default: it is asked for]
+    #[arg(long, value_name = "FILE", requires = "sudo")]
+    pub sudo_password_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct Serve {
+    /// Directory that held this program, to be removed
+    #[arg(long, value_name = "DIR")]
+    pub remove: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct Deployed {
+    /// The name of the deployment
+    pub token: String,
 }
 
 #[derive(Args)]
 pub struct Enter {
     /// Directory that holds a system
     pub dir: PathBuf,
-    /// Command and its arguments [default: a login shell]
+    /// Boot the system as a container, through systemd-nspawn, until it powers off
+    #[arg(long)]
+    pub boot: bool,
+    /// Let the booted system use this machine's network, rather than have none
+    #[arg(long, requires = "boot")]
+    pub host_network: bool,
+    /// Command and its arguments [default: a login shell]; with --boot, options for systemd-nspawn
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }
@@ -224,6 +398,9 @@ pub fn main() -> i32 {
     if words.get(1).is_some_and(|word| word == namespace::WORD) {
         namespace::fence_main(words.into_iter().skip(2));
     }
+    if called(&words).is_some_and(|name| name == askpass::NAME) {
+        return askpass::main();
+    }
     let cli = Cli::parse_from(dispatch(words));
     let result = interrupt::listen().and_then(|()| perform(cli.command));
     match result {
@@ -239,6 +416,11 @@ fn perform(command: Command) -> Result<i32> {
     match command {
         Command::InstallToDisk(args) => commands::install_to_disk::run(&args).map(|()| 0),
         Command::InstallToDir(args) => commands::install_to_dir::run(&args).map(|()| 0),
+        Command::DeployToDir(args) => commands::deploy_to_dir::run(&args).map(|()| 0),
+        Command::DeployViaSsh(args) => commands::deploy_via_ssh::run(&args),
+        Command::Serve(args) => commands::serve::run(&args).map(|()| 0),
+        Command::Activate(args) => activate::perform(&args.token).map(|()| 0),
+        Command::Rollback(args) => activate::give_up(&args.token).map(|()| 0),
         Command::Enter(args) => commands::enter::run(&args),
         Command::Verify(args) => commands::verify::run(&args).map(|()| 0),
         Command::Generate(args) => commands::generate::run(&args).map(|()| 0),
@@ -257,13 +439,16 @@ fn perform(command: Command) -> Result<i32> {
 
 /// Puts the subcommand first when the binary is called by a subcommand's name.
 fn dispatch(mut words: Vec<OsString>) -> Vec<OsString> {
-    let called = words.first().and_then(|word| Path::new(word).file_name()).map(OsString::from);
-    if let Some(name) =
-        called.filter(|name| Cli::command().get_subcommands().any(|sub| sub.get_name() == name))
-    {
+    let known = |name: &OsString| Cli::command().get_subcommands().any(|sub| sub.get_name() == name);
+    if let Some(name) = called(&words).filter(known) {
         words.insert(1, name);
     }
     words
+}
+
+/// Returns the name that the binary is called by.
+fn called(words: &[OsString]) -> Option<OsString> {
+    words.first().and_then(|word| Path::new(word).file_name()).map(OsString::from)
 }
 
 #[cfg(test)]

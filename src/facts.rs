@@ -13,6 +13,64 @@ use crate::disk::holders::Holder;
 use crate::disk::layout::DiskLayout;
 use crate::disk::picture::{self, Drawing, Part};
 use crate::size::Bytes;
+use crate::store::path::StorePath;
+
+/// A directory that holds a system, and what it lacks of another one.
+#[derive(Clone, Debug)]
+pub struct DirFacts {
+    /// What its system profile leads to.
+    pub current: SystemFacts,
+    pub wanted: SystemFacts,
+    /// Paths that the wanted system needs and that are not valid here.
+    pub missing: usize,
+    /// Their NAR sizes.
+    pub missing_bytes: Bytes,
+    /// The room that they take, without what lies there already.
+    pub missing_space: Bytes,
+    pub free: Bytes,
+    /// The number that the wanted system gets in the profile.
+    pub generation: u64,
+    /// Generations that shall go, oldest first.
+    pub old: Vec<u64>,
+    /// What nothing leads to once they are gone, if it shall go.
+    pub garbage: usize,
+    pub garbage_bytes: Bytes,
+    /// What of another generation `sbin/init` leads to, if the wanted system has it too.
+    pub init: Option<String>,
+}
+
+/// Which machine a system is made for.
+#[derive(Clone, Debug)]
+pub struct SystemFacts {
+    pub system: StorePath,
+    pub hostname: Option<String>,
+    /// Such as `x86_64-linux`.
+    pub platform: Option<String>,
+}
+
+/// A running machine, as seen from its inside, that may get a system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFacts {
+    /// Whether it runs NixOS.
+    pub nixos: bool,
+    /// What its kernel says it is, such as `x86_64`.
+    pub machine: String,
+    pub boot_id: String,
+    /// The system that it runs.
+    pub running: Option<StorePath>,
+    /// The system that it was booted with.
+    pub booted: Option<StorePath>,
+    /// The generation that its system profile leads to, and that generation's system.
+    pub profile: Option<(u64, StorePath)>,
+    /// The host name in the configuration of the running system.
+    pub hostname: Option<String>,
+    /// What the running system was built for, such as `x86_64-linux`.
+    pub platform: Option<String>,
+    /// The room that is left for the store.
+    pub free: Bytes,
+    /// Whether the wanted system is valid there, and so all it refers to.
+    pub valid: bool,
+}
 
 /// A disk, or an image that holds one, or the place where an image is wanted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,6 +9,12 @@ pub enum Failure {
     /// The request would endanger data.
     #[error("{0}")]
     Refused(String),
+    /// A machine is what it was before, for the system that it should get has failed.
+    #[error("{0}")]
+    RolledBack(String),
+    /// Nobody knows what a machine is now.
+    #[error("{0}")]
+    Unknown(String),
 }
 
 impl Failure {
@@ -17,6 +23,8 @@ impl Failure {
         match self {
             Failure::Usage(_) => 2,
             Failure::Refused(_) => 3,
+            Failure::RolledBack(_) => 4,
+            Failure::Unknown(_) => 5,
         }
     }
 }

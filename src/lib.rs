@@ -1,8 +1,9 @@
 //! A NixOS system that installs itself elsewhere, from its own store paths.
 //!
 //! Four nouns are changed: [`store`], [`disk`], [`boot`], [`system`]. Three verbs change them:
-//! [`probe`] looks, [`plan`] decides, [`run`] acts. The rest is the edge. The binary is a thin
-//! shell around this library, which exists so that tests reach the parsers and the formats.
+//! [`probe`] looks, [`plan`] decides, [`run`] acts. [`ssh`] takes them to another machine. The rest
+//! is the edge. The binary is a thin shell around this library, which exists so that tests reach the
+//! parsers and the formats.
 
 pub mod boot;
 pub mod cli;
@@ -16,7 +17,9 @@ pub mod probe;
 pub mod progress;
 pub mod run;
 pub mod size;
+pub mod ssh;
 pub mod store;
 pub mod sys;
 pub mod system;
 pub mod templates;
+pub mod wire;

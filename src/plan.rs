@@ -14,16 +14,23 @@ use crate::size::Bytes;
 use crate::store::path::StorePath;
 use crate::system::claim::Directory;
 
+mod archive;
+mod deploy;
 mod disk;
+mod remote;
 mod script;
 
+pub use archive::{Archive, ArchiveStep, install_to_archive};
+pub use deploy::{DeployStep, DeployWishes, deploy_to_dir, takes_deployments};
 pub use disk::{DiskStep, DiskWishes, install_to_disk};
+pub use remote::{Missing, RemoteStep, RemoteWishes, deploy_via_ssh, takes_system};
 pub use script::{Script, script};
 
 /// The steps of one command, in order, and what a person should know before they are taken.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Plan {
+    pub purpose: Purpose,
     pub system: StorePath,
     /// The root the system is read from.
     pub from: PathBuf,
@@ -35,6 +42,18 @@ pub struct Plan {
     pub after: Vec<String>,
     pub notes: Vec<String>,
     pub steps: Vec<Step>,
+}
+
+/// What a plan is for.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Purpose {
+    /// The target becomes a root that holds the system.
+    Install,
+    /// The target, which is such a root, gets the system as a new generation.
+    Deploy,
+    /// The target is a file, or stdout, that gets such a root as an archive.
+    Archive,
 }
 
 /// How much a closure is.
@@ -76,6 +95,12 @@ pub enum Step {
     },
     #[serde(untagged)]
     Disk(DiskStep),
+    #[serde(untagged)]
+    Deploy(DeployStep),
+    #[serde(untagged)]
+    Archive(ArchiveStep),
+    #[serde(untagged)]
+    Remote(RemoteStep),
 }
 
 impl fmt::Display for Step {
@@ -83,6 +108,9 @@ impl fmt::Display for Step {
         match self {
             Step::Claim { dir } => write!(f, "Mark {} as an unfinished installation", dir.display()),
             Step::Disk(step) => step.fmt(f),
+            Step::Deploy(step) => step.fmt(f),
+            Step::Remote(step) => step.fmt(f),
+            Step::Archive(step) => step.fmt(f),
             Step::Prepare => f.write_str("Create the directories of a root"),
             Step::Copy { paths, bytes } => write!(f, "Copy and check {paths} store paths, {bytes}"),
             Step::Register { paths } => write!(f, "Register {paths} store paths in the Nix database"),
@@ -95,7 +123,12 @@ impl fmt::Display for Step {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "Install {} onto {}\n", self.system.name(), self.target.display())?;
+        let (name, target) = (self.system.name(), self.target.display());
+        match self.purpose {
+            Purpose::Install => writeln!(f, "Install {name} onto {target}\n")?,
+            Purpose::Deploy => writeln!(f, "Deploy {name} to {target}\n")?,
+            Purpose::Archive => writeln!(f, "Archive {name} as {target}\n")?,
+        }
         writeln!(f, "  system  {}", self.system)?;
         writeln!(f, "  from    {}", self.from.display())?;
         writeln!(f, "  closure {} store paths, {}", self.closure.paths, self.closure.bytes)?;
@@ -156,6 +189,7 @@ pub fn install_to_dir(
     steps.extend(fill_root(wishes, closure));
     steps.push(Step::Finish { dir: dir.to_owned() });
     Ok(Plan {
+        purpose: Purpose::Install,
         system: wishes.system.clone(),
         from: wishes.from.clone(),
         target: dir.to_owned(),

@@ -19,6 +19,12 @@ use crate::facts::{DiskFacts, DiskKind, NamedDevice, Refusal};
 use crate::size::Bytes;
 use crate::sys::ioctl;
 
+mod dir;
+mod host;
+
+pub use dir::{dir, free_space, is_live_root};
+pub use host::host;
+
 // Kernel memory, drives and tapes that are no place for a system.
 const NO_DISKS: [&str; 4] = ["ram", "zram", "sr", "fd"];
 

@@ -3,6 +3,8 @@
 //! Every long job takes a [`Progress`]. The terminal, the JSON-lines printer and (later) the wire
 //! are three ways to look at the same events.
 
+mod hosts;
+
 use std::fmt;
 use std::io::Write;
 use std::sync::Mutex;
@@ -10,8 +12,10 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::size::Bytes;
+pub use hosts::{Hosts, Manner, OfHost};
 
 /// One thing that happened. Its JSON form is a line of `--progress json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -29,6 +33,8 @@ pub enum Event {
     Output { program: String, line: String },
     /// Something the person should know.
     Warning { text: String },
+    /// What would be done, where only that is wanted.
+    Plan { plan: Value },
     /// The command did what it was asked to, in one sentence.
     Done { text: String },
 }
@@ -116,6 +122,8 @@ impl Progress for Terminal {
 
 /// Whole lines on stderr, for logs.
 pub struct Lines {
+    /// Stands before each line: the machine that it tells of, if there are several.
+    prefix: String,
     job: Mutex<Option<Job>>,
 }
 
@@ -131,7 +139,15 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 
 impl Lines {
     pub fn new() -> Self {
-        Lines { job: Mutex::new(None) }
+        Lines { prefix: String::new(), job: Mutex::new(None) }
+    }
+
+    fn of(machine: &str) -> Self {
+        Lines { prefix: format!("{machine}: "), ..Lines::new() }
+    }
+
+    fn say(&self, text: &str) {
+        eprintln!("{}{text}", self.prefix);
     }
 
     fn job(&self) -> std::sync::MutexGuard<'_, Option<Job>> {
@@ -165,18 +181,18 @@ impl Progress for Lines {
                     job.done += bytes;
                     if job.told.elapsed() >= TELL_EVERY {
                         job.told = Instant::now();
-                        eprintln!("{}", job.words());
+                        self.say(&job.words());
                     }
                 }
             }
             Event::Finish => {
                 if let Some(job) = self.job().take() {
-                    eprintln!("{}", job.words());
+                    self.say(&job.words());
                 }
             }
             other => {
                 if let Some(text) = other.words() {
-                    eprintln!("{text}");
+                    self.say(&text);
                 }
             }
         }
@@ -201,14 +217,20 @@ impl Event {
             Event::Output { program, line } => Some(format!("      {program}: {}", printable(line))),
             Event::Warning { text } => Some(format!("warning: {text}")),
             Event::Done { text } => Some(text.clone()),
-            Event::Start { .. } | Event::Advance { .. } | Event::Finish => None,
+            Event::Start { .. } | Event::Advance { .. } | Event::Finish | Event::Plan { .. } => None,
         }
     }
 }
 
-/// Returns `text` with control characters shown instead of sent to the terminal.
+/// Returns `text` with what would steer a terminal shown instead of sent to it.
 pub fn printable(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+    text.chars().flat_map(|c| if steers(c) { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
+// Besides control characters: those that cannot be seen, break a line or turn around what follows.
+fn steers(c: char) -> bool {
+    let unseen = ['\u{200b}'..='\u{200f}', '\u{2028}'..='\u{202e}', '\u{2060}'..='\u{206f}'];
+    c.is_control() || c == '\u{feff}' || unseen.iter().any(|range| range.contains(&c))
 }
 
 #[cfg(test)]
@@ -228,5 +250,8 @@ mod tests {
     fn what_a_program_says_cannot_steer_the_terminal() {
         let event = Event::Output { program: "mkfs".into(), line: "\x1b[2Jgone\ttab".into() };
         assert_eq!(event.words().unwrap(), r"      mkfs: \u{1b}[2Jgone\ttab");
+        let turned = "a\u{202e}b\u{2028}c\u{feff}\u{85}";
+        assert_eq!(printable(turned), r"a\u{202e}b\u{2028}c\u{feff}\u{85}");
+        assert_eq!(printable("Grüße, 東京 – 1/2…"), "Grüße, 東京 – 1/2…");
     }
 }

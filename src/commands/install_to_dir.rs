@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{confirm, own_mounts, print_plan, require_root, system};
+use super::{archive, confirm, own_mounts, print_plan, require_root, system};
 use crate::cli::{InstallToDir, PlanForm};
 use crate::failure::{refused, usage};
 use crate::plan::{self, Summary, Wishes};
+use crate::probe;
 use crate::progress::Event;
 use crate::run::{self, Keys, Source};
-use crate::size::Bytes;
 use crate::store::closure;
 use crate::store::copy;
 use crate::sys::interrupt;
@@ -25,10 +25,13 @@ pub fn run(args: &InstallToDir) -> Result<()> {
     let wishes = Wishes {
         system: system(common)?,
         from: common.from.clone(),
-        extra_files: common.extra_files.clone(),
+        extra_files: args.extra.extra_files.clone(),
     };
-    common.extra_files.as_deref().map_or(Ok(()), extra_files::check)?;
-    let dir = target(&args.dir, &common.from)?;
+    args.extra.extra_files.as_deref().map_or(Ok(()), extra_files::check)?;
+    if let Some(archive) = &args.archive {
+        return archive::run(archive, &wishes, common, &*progress);
+    }
+    let dir = target(args.dir.as_deref().context("finding the directory")?, &common.from)?;
     let state = claim::look(&dir)?;
     let closure = closure::read(&common.from, &wishes.system, &*progress)?;
     let summary = Summary {
@@ -36,14 +39,14 @@ pub fn run(args: &InstallToDir) -> Result<()> {
         bytes: closure.size(),
         space: copy::space_needed(&closure.paths, &common.from)?,
     };
-    let plan = plan::install_to_dir(&wishes, &dir, &state, free_space(&dir)?, summary)?;
+    let plan = plan::install_to_dir(&wishes, &dir, &state, probe::free_space(&dir)?, summary)?;
     if let Some(form) = common.only_plan() {
         if form == PlanForm::Script {
             takes_script(&dir, &state)?;
         }
         return print_plan(&plan, &closure, form);
     }
-    if !common.yes && matches!(&state, Directory::Complete { .. }) {
+    if !args.yes.yes && matches!(&state, Directory::Complete { .. }) {
         confirm(&plan, &format!("Type yes to update {}:", dir.display()), &["yes"])?;
     }
     own_mounts()?;
@@ -69,7 +72,7 @@ fn takes_script(dir: &Path, state: &Directory) -> Result<()> {
 }
 
 /// Returns the directory by its real name, which must not be part of what is copied.
-fn target(dir: &Path, from: &Path) -> Result<PathBuf> {
+pub(super) fn target(dir: &Path, from: &Path) -> Result<PathBuf> {
     let whole = std::path::absolute(dir).with_context(|| format!("finding {}", dir.display()))?;
     let (mut real, mut rest) = (whole.as_path(), Vec::new());
     let real = loop {
@@ -104,11 +107,4 @@ fn target(dir: &Path, from: &Path) -> Result<PathBuf> {
         )));
     }
     Ok(real)
-}
-
-fn free_space(dir: &Path) -> Result<Bytes> {
-    let present = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    let stat = nix::sys::statvfs::statvfs(present)
-        .with_context(|| format!("asking for the free space of {}", present.display()))?;
-    Ok(Bytes(stat.blocks_available() as u64 * stat.fragment_size() as u64))
 }

@@ -35,9 +35,9 @@ pub fn run(args: &InstallToDisk) -> Result<()> {
     let wishes = Wishes {
         system: system(common)?,
         from: common.from.clone(),
-        extra_files: common.extra_files.clone(),
+        extra_files: args.extra.extra_files.clone(),
     };
-    common.extra_files.as_deref().map_or(Ok(()), extra_files::check)?;
+    args.extra.extra_files.as_deref().map_or(Ok(()), extra_files::check)?;
     let facts = look(args)?;
     let disk_wishes = disk_wishes(args, &wishes, &facts)?;
     let closure = closure::read(&wishes.from, &wishes.system, &*progress)?;
@@ -51,7 +51,7 @@ pub fn run(args: &InstallToDisk) -> Result<()> {
     if let Some(form) = common.only_plan() {
         return print_plan(&plan, &closure, form);
     }
-    if !common.yes && facts.kind != DiskKind::NewImage {
+    if !args.yes.yes && facts.kind != DiskKind::NewImage {
         ask(&plan, &facts)?;
     }
     mountable(&disk_wishes.layout)?;

@@ -1,11 +1,15 @@
 //! One file a command: look, decide, act. Here is what they share.
 
+mod archive;
+pub mod deploy_to_dir;
+pub mod deploy_via_ssh;
 pub mod enter;
 pub mod generate;
 pub mod install_to_dir;
 pub mod install_to_disk;
 mod keys;
 pub mod man;
+pub mod serve;
 pub mod verify;
 
 use std::fs;
@@ -74,7 +78,12 @@ fn system(common: &Common) -> Result<StorePath> {
         }
         None => default_system(common)?,
     };
-    let system = resolve(from, &path)?;
+    system_at(from, &path)
+}
+
+/// Returns the system that `path`, as the root `from` sees it, leads to.
+fn system_at(from: &Path, path: &Path) -> Result<StorePath> {
+    let system = resolve(from, path)?;
     let toplevel = system.in_root(from);
     if !toplevel.join("init").exists() && fs::symlink_metadata(toplevel.join("init")).is_err() {
         return Err(usage(format!(

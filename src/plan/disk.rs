@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{Plan, Step, Summary, Wishes, fill_root};
+use super::{Plan, Purpose, Step, Summary, Wishes, fill_root};
 use crate::boot::loader::Loader;
 use crate::disk::layout::{Architecture, Content, DiskLayout, Format, LUKS_HEADER, Luks};
 use crate::disk::picture;
@@ -169,6 +169,7 @@ pub fn install_to_disk(
     }));
     steps.push(Step::Disk(DiskStep::Release { disk: facts.path.clone() }));
     Ok(Plan {
+        purpose: Purpose::Install,
         system: wishes.system.clone(),
         from: wishes.from.clone(),
         target: facts.path.clone(),

@@ -269,6 +269,9 @@ fn act(plan: &Plan, step: &Step, here: &Path) -> Result<Act> {
             Act::Profile { directories: profile::DIRECTORIES.map(|path| quote(&format!("/{path}"))).to_vec() }
         }
         Step::Disk(step) => disk_act(plan, step)?,
+        Step::Deploy(step) => bail!("writing a script: it cannot {step}"),
+        Step::Remote(step) => bail!("writing a script: it cannot {step}"),
+        Step::Archive(step) => bail!("writing a script: it cannot {step}"),
     })
 }
 

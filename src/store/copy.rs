@@ -141,7 +141,7 @@ pub fn space_needed(paths: &[PathInfo], from: &Path) -> Result<Bytes> {
 }
 
 /// Opens the store directory of a root.
-pub(super) fn open_store(root: &Path) -> Result<OwnedFd> {
+pub fn open_store(root: &Path) -> Result<OwnedFd> {
     let store = root.join("nix/store");
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     nix::fcntl::open(&store, flags, Mode::empty()).with_context(|| format!("opening {}", store.display()))
@@ -152,7 +152,7 @@ pub(super) fn c_name(path: &StorePath) -> CString {
 }
 
 // No step may be a symlink: an absolute one would lead out of the root and into our own store.
-fn make_store(root: &Path) -> Result<OwnedFd> {
+pub(super) fn make_store(root: &Path) -> Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut dir: OwnedFd = File::open(root).with_context(|| format!("opening {}", root.display()))?.into();
     for name in [c"nix", c"store"] {
@@ -185,14 +185,14 @@ fn is_optimised(store: BorrowedFd) -> Result<bool> {
 }
 
 /// Where objects are while they are incomplete; gone when the copy is over, however it ends.
-struct Staging<'a> {
-    store: BorrowedFd<'a>,
-    dir: Flock<OwnedFd>,
+pub(super) struct Staging {
+    store: OwnedFd,
+    pub(super) dir: Flock<OwnedFd>,
     gone: bool,
 }
 
-impl<'a> Staging<'a> {
-    fn new(store: BorrowedFd<'a>, root: &Path) -> Result<Self> {
+impl Staging {
+    pub(super) fn new(store: BorrowedFd, root: &Path) -> Result<Self> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let making = || format!("making a directory in {}/nix/store", root.display());
         match mkdirat(store, STAGING, Mode::S_IRWXU) {
@@ -212,7 +212,7 @@ impl<'a> Staging<'a> {
         }
         fchmod(&*dir, Mode::S_IRWXU).with_context(making)?;
         crate::sys::file::remove_default_acl(dir.as_fd()).with_context(making)?;
-        let staging = Staging { store, dir, gone: false };
+        let staging = Staging { store: store.try_clone_to_owned().with_context(making)?, dir, gone: false };
         staging.clear()?;
         Ok(staging)
     }
@@ -223,19 +223,19 @@ impl<'a> Staging<'a> {
         entries.iter().try_for_each(|entry| tree::remove(dir.as_fd(), &entry.name))
     }
 
-    fn finish(mut self) -> Result<()> {
+    pub(super) fn finish(mut self) -> Result<()> {
         self.gone = true;
         self.clear()?;
-        unlinkat(self.store, STAGING, UnlinkatFlags::RemoveDir).context("removing the staging directory")
+        unlinkat(&self.store, STAGING, UnlinkatFlags::RemoveDir).context("removing the staging directory")
     }
 }
 
-impl Drop for Staging<'_> {
+impl Drop for Staging {
     fn drop(&mut self) {
         if !self.gone {
             // The error that brought us here tells more than what this could say.
             let _ = self.clear();
-            let _ = unlinkat(self.store, STAGING, UnlinkatFlags::RemoveDir);
+            let _ = unlinkat(&self.store, STAGING, UnlinkatFlags::RemoveDir);
         }
     }
 }
@@ -344,7 +344,8 @@ impl<'a> Copier<'a> {
     }
 }
 
-fn expect(info: &PathInfo, digest: Digest) -> Result<(), CopyError> {
+/// Compares what was hashed with what should have been.
+pub(super) fn expect(info: &PathInfo, digest: Digest) -> Result<(), CopyError> {
     if digest.hash == info.nar_hash && digest.size == info.nar_size.0 {
         return Ok(());
     }
@@ -357,7 +358,8 @@ fn expect(info: &PathInfo, digest: Digest) -> Result<(), CopyError> {
     })
 }
 
-fn copy_error(error: anyhow::Error, path: &StorePath) -> anyhow::Error {
+/// Tells a path that is missing from one that could not be read.
+pub(super) fn copy_error(error: anyhow::Error, path: &StorePath) -> anyhow::Error {
     match error.downcast_ref::<NarError>() {
         // Only the object itself: a name that vanished below it is a tree that changes while it is read.
         Some(NarError::Missing(_)) => CopyError::Missing { path: path.clone() }.into(),
@@ -490,7 +492,7 @@ impl Target<'_> {
 }
 
 // Only root may move a directory it cannot write, for its `..` changes.
-fn rename(staging: BorrowedFd, store: BorrowedFd, name: &CStr) -> Result<()> {
+pub(super) fn rename(staging: BorrowedFd, store: BorrowedFd, name: &CStr) -> Result<()> {
     match renameat(staging, name, store, name) {
         Err(Errno::EACCES) => {
             let dir = tree::open_dir(staging, name)?;
@@ -815,7 +817,18 @@ mod tests {
                 let text = format!("{error:#}");
                 assert!(text.contains("No space left") && text.contains("copying /nix/store/"), "{text}");
                 staged_nothing(&to);
-                mount(NONE, to.root(), NONE, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, NONE).unwrap();
+                // What another test starts may hold our files for a moment, until it is another program.
+                let read_only =
+                    || mount(NONE, to.root(), NONE, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, NONE);
+                let mut done = read_only();
+                for _ in 0..100 {
+                    if done != Err(Errno::EBUSY) {
+                        break;
+                    }
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                    done = read_only();
+                }
+                done.unwrap();
                 let error = super::closure(&closure.paths, from.root(), to.root(), &Silent).unwrap_err();
                 assert!(format!("{error:#}").contains("Read-only file system"), "{error:#}");
             });

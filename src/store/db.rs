@@ -7,15 +7,18 @@ use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
 use tempfile::TempDir;
 
 use super::PathInfo;
 use super::path::StorePath;
+use crate::failure::refused;
 use crate::size::Bytes;
 
 /// What is wrong with a database, or would be.
@@ -78,6 +81,10 @@ create index if not exists IndexDerivationOutputs on DerivationOutputs(path);
 // A daemon's transactions are short; longer than this and something hangs.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 
+// A query of Nix is over by then, a garbage collection or a build is not.
+const PATIENCE: Duration = Duration::from_secs(3);
+const BETWEEN_TRIES: Duration = Duration::from_millis(20);
+
 fn directory(root: &Path) -> PathBuf {
     root.join("nix/var/nix/db")
 }
@@ -94,6 +101,22 @@ impl Database {
         // One snapshot for all questions, whatever a daemon commits meanwhile.
         connection.execute_batch("begin").with_context(shown)?;
         Ok(Some(Database { connection, _copy: copy }))
+    }
+
+    /// Opens the database of a locked root, and leaves no trace of it where no log waits.
+    pub fn open_locked(lock: &Lock) -> Result<Option<Database>> {
+        let path = directory(&lock.root).join("db.sqlite");
+        if size(&path.with_extension("sqlite-wal")) > 0 || !path.exists() || !check_schema(&lock.root)? {
+            return Database::open(&lock.root);
+        }
+        let connection = connect(&path, "mode=ro&immutable=1")
+            .with_context(|| format!("opening the Nix database {}", path.display()))?;
+        Ok(Some(Database { connection, _copy: None }))
+    }
+
+    /// Returns all that the database says, by path.
+    pub fn infos(&self) -> Result<Vec<PathInfo>> {
+        self.all()?.iter().filter_map(|path| self.info(path).transpose()).collect()
     }
 
     /// Returns what the database says about a path. None if it does not know it.
@@ -157,7 +180,10 @@ impl Database {
                 ultimate: fields.ultimate,
                 signatures: fields.signatures.clone(),
                 content_address: fields.content_address.clone(),
-                outputs,
+                outputs: outputs
+                    .iter()
+                    .map(|(id, path)| Ok((id.clone(), StorePath::parse(path)?)))
+                    .collect::<Result<_>>()?,
             })
         };
         parse().with_context(context)
@@ -267,12 +293,124 @@ pub fn register(root: &Path, paths: &[PathInfo], now: i64) -> Result<()> {
     let context = || format!("writing the Nix database of {}", root.display());
     check_schema(root).with_context(context)?;
     let _lock = lock(root).with_context(context)?;
+    write(root, paths, now)
+}
+
+/// Registers paths as [`register`] does, in a root that is locked already.
+pub fn add(lock: &Lock, paths: &[PathInfo], now: i64) -> Result<()> {
+    write(&lock.root, paths, now)
+}
+
+fn write(root: &Path, paths: &[PathInfo], now: i64) -> Result<()> {
+    let context = || format!("writing the Nix database of {}", root.display());
     let mut connection = create(root).with_context(context)?;
     insert(&mut connection, paths, now).with_context(context)?;
-    // An empty log, so that the file alone is the whole database.
-    connection.query_row("pragma wal_checkpoint(truncate)", [], |_| Ok(())).with_context(context)?;
-    connection.close().map_err(|(_, error)| error).with_context(context)?;
+    close(connection).with_context(context)?;
     publish_schema(root).with_context(context)
+}
+
+/// Makes paths invalid, in one transaction: all or, if another path refers to one of them, none.
+pub fn remove(lock: &Lock, paths: &[StorePath]) -> Result<()> {
+    let context = || format!("writing the Nix database of {}", lock.root.display());
+    let mut connection = create(&lock.root).with_context(context)?;
+    delete(&mut connection, paths).with_context(context)?;
+    close(connection).with_context(context)
+}
+
+fn delete(connection: &mut Connection, paths: &[StorePath]) -> Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for query in [
+        // First: a path that is referred to cannot go, and they refer to each other.
+        "delete from Refs where referrer = (select id from ValidPaths where path = ?)",
+        "delete from ValidPaths where path = ?",
+    ] {
+        let mut statement = transaction.prepare(query)?;
+        for path in paths {
+            statement.execute([path.to_string()]).with_context(|| format!("forgetting {path}"))?;
+        }
+    }
+    Ok(transaction.commit()?)
+}
+
+fn close(connection: Connection) -> Result<()> {
+    // An empty log, so that the file alone is the whole database.
+    connection.query_row("pragma wal_checkpoint(truncate)", [], |_| Ok(()))?;
+    Ok(connection.close().map_err(|(_, error)| error)?)
+}
+
+/// A root that no Nix uses for as long as this value lives.
+///
+/// Every user of a store holds `big-lock` shared as long as it has the store open, and the garbage
+/// collector holds `gc.lock` besides. Whoever comes now waits, as for an upgrade of the schema.
+pub struct Lock {
+    root: PathBuf,
+    _files: Vec<Flock<fs::File>>,
+}
+
+impl Lock {
+    /// Locks a root that has a database, and writes nothing. Queries are short, so they are waited for.
+    pub fn take(root: &Path) -> Result<Lock> {
+        STATE.iter().try_for_each(|name| is_own(&root.join(name)))?;
+        let mut files = Vec::new();
+        for name in ["nix/var/nix/db/big-lock", "nix/var/nix/gc.lock"] {
+            let path = root.join(name);
+            let file =
+                match OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&path) {
+                    // The first collection makes it.
+                    Err(error) if error.kind() == ErrorKind::NotFound && name.ends_with("gc.lock") => {
+                        continue;
+                    }
+                    file => file.with_context(|| format!("opening {}", path.display()))?,
+                };
+            files.push(wait_for(file, root)?);
+        }
+        Ok(Lock { root: root.to_owned(), _files: files })
+    }
+
+    /// Returns the root that is locked.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+}
+
+// What is written. A link in its place could lead into another root's, or our own.
+const STATE: [&str; 7] = [
+    "nix",
+    "nix/store",
+    "nix/var",
+    "nix/var/nix",
+    "nix/var/nix/db",
+    "nix/var/nix/profiles",
+    "nix/var/nix/db/db.sqlite",
+];
+
+fn is_own(path: &Path) -> Result<()> {
+    let meta = path.symlink_metadata().with_context(|| format!("looking at {}", path.display()))?;
+    if meta.is_symlink() {
+        return Err(refused(format!(
+            "{} is a link, and may lead to the state of another root; move it away",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
+fn wait_for(mut file: fs::File, root: &Path) -> Result<Flock<fs::File>> {
+    let begin = Instant::now();
+    loop {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((file, Errno::EWOULDBLOCK)) if begin.elapsed() < PATIENCE => file,
+            Err((_, Errno::EWOULDBLOCK)) => {
+                return Err(refused(format!(
+                    "Nix is using {}: a nix-daemon, a build or a garbage collection; wait for its end",
+                    root.display()
+                )));
+            }
+            Err((_, error)) => return Err(error).with_context(|| format!("locking {}", root.display())),
+        };
+        std::thread::sleep(BETWEEN_TRIES);
+    }
 }
 
 fn lock(root: &Path) -> Result<Flock<fs::File>> {
@@ -353,7 +491,7 @@ fn insert(connection: &mut Connection, paths: &[PathInfo], now: i64) -> Result<(
                 info.content_address
             ])?;
             for (id, path) in &info.outputs {
-                output.execute([&name, id, path])?;
+                output.execute([&name, id, &path.to_string()])?;
             }
         }
         for info in paths {
@@ -430,8 +568,7 @@ mod tests {
         let mut derivation = info("b", &["a", "b"]);
         derivation.path = StorePath::from_base_name(&format!("{}-b.drv", "b".repeat(32))).unwrap();
         derivation.references = vec![path("a"), derivation.path.clone()];
-        derivation.outputs =
-            vec![("dev".into(), "/nix/store/x".into()), ("out".into(), "/nix/store/y".into())];
+        derivation.outputs = vec![("dev".into(), path("x")), ("out".into(), path("y"))];
         let batch = [info("a", &[]), derivation];
         register(root.path(), &batch, 42).unwrap();
         let database = Database::open(root.path()).unwrap().unwrap();
@@ -542,6 +679,43 @@ mod tests {
         std::os::unix::fs::symlink(other.path(), root.path().join("nix")).unwrap();
         assert!(register(root.path(), &[], 1).is_err());
         assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_removed_is_gone_and_what_is_referred_to_stays() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("nix/store")).unwrap();
+        fs::create_dir_all(root.path().join("nix/var/nix/profiles")).unwrap();
+        let batch = [info("a", &[]), info("b", &["a", "b"]), info("c", &["a"])];
+        register(root.path(), &batch, 1).unwrap();
+        let lock = Lock::take(root.path()).unwrap();
+        assert!(remove(&lock, &[path("c"), path("a")]).is_err(), "b refers to a");
+        let all = || Database::open_locked(&lock).unwrap().unwrap().all().unwrap();
+        assert_eq!(all().len(), 3, "all or none");
+        remove(&lock, &[path("a"), path("c"), path("b")]).unwrap();
+        assert_eq!(all(), []);
+        add(&lock, &batch, 2).unwrap();
+        assert_eq!(Database::open_locked(&lock).unwrap().unwrap().infos().unwrap().len(), 3);
+        let left = fs::read_dir(directory(root.path())).unwrap().count();
+        assert_eq!(left, 3, "schema, database and lock");
+    }
+
+    #[test]
+    fn a_locked_root_keeps_nix_waiting_and_is_not_locked_twice() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("nix/store")).unwrap();
+        fs::create_dir_all(root.path().join("nix/var/nix/profiles")).unwrap();
+        register(root.path(), &[], 1).unwrap();
+        let lock = Lock::take(root.path()).unwrap();
+        let big_lock = fs::File::open(directory(root.path()).join("big-lock")).unwrap();
+        assert!(Flock::lock(big_lock, FlockArg::LockSharedNonblock).is_err());
+        assert!(register(root.path(), &[], 1).is_err());
+        let error = Lock::take(root.path()).err().unwrap().to_string();
+        assert!(error.starts_with("Nix is using"), "{error}");
+        drop(lock);
+        fs::write(root.path().join("nix/var/nix/gc.lock"), "").unwrap();
+        let _collector = Writing::shared(&root.path().join("nix/var/nix/gc.lock"));
+        assert!(Lock::take(root.path()).is_err());
     }
 
     #[test]

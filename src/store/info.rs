@@ -21,5 +21,5 @@ pub struct PathInfo {
     pub signatures: Option<String>,
     pub content_address: Option<String>,
     /// Of a derivation: output names and their paths.
-    pub outputs: Vec<(String, String)>,
+    pub outputs: Vec<(String, StorePath)>,
 }

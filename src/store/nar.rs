@@ -30,12 +30,12 @@ use nix::sys::stat::FileStat;
 
 use super::tree::{self, Builder};
 
-const MAGIC: &[u8] = b"nix-archive-1";
+pub(super) const MAGIC: &[u8] = b"nix-archive-1";
 
 // What current Nix accepts; what is longer or deeper can only be meant to hurt.
 const NAME_LIMIT: u64 = 255;
 const TARGET_LIMIT: u64 = 4095;
-const DEPTH_LIMIT: usize = 64;
+pub(super) const DEPTH_LIMIT: usize = 64;
 const WORD_LIMIT: u64 = 32;
 
 /// Large enough that a call's cost does not matter, small enough that 16 lanes fit a processor's cache.
@@ -294,13 +294,13 @@ impl<D: AsFd, V: Visitor> NarStream<D, V> {
     }
 }
 
-fn word(framing: &mut Vec<u8>, bytes: &[u8]) {
+pub(super) fn word(framing: &mut Vec<u8>, bytes: &[u8]) {
     framing.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
     framing.extend_from_slice(bytes);
     framing.extend_from_slice(&[0; 8][..padding(bytes.len() as u64)]);
 }
 
-fn padding(length: u64) -> usize {
+pub(super) fn padding(length: u64) -> usize {
     (length.wrapping_neg() % 8) as usize
 }
 

@@ -11,9 +11,10 @@ use std::sync::Mutex;
 use anyhow::{Context, Result, bail};
 
 use super::PathInfo;
+use super::candidates::each_candidate;
 use super::lanes::{self, Digest, Stream, Work};
 use super::nar::{NarStream, Nothing};
-use super::path::{HASH_LENGTH, NIX32, StorePath};
+use super::path::{HASH_LENGTH, StorePath};
 use crate::progress::Progress;
 use crate::size::Bytes;
 
@@ -148,31 +149,13 @@ impl<'a> Scanner<'a> {
     }
 
     fn search(&mut self, bytes: &[u8]) {
-        let mut start = 0;
-        while let Some(window) = bytes.get(start..start + HASH_LENGTH) {
-            // From the end: one foreign byte rules out every window it is in.
-            match window.iter().rposition(|byte| !IS_NIX32[usize::from(*byte)]) {
-                Some(foreign) => start += foreign + 1,
-                None => {
-                    let window: &HashPart =
-                        window.try_into().expect("a window has the length of a hash part");
-                    self.found.extend(self.present.get(window).cloned());
-                    start += 1;
-                }
-            }
-        }
+        each_candidate(bytes, |at| {
+            let window: &HashPart =
+                bytes[at..at + HASH_LENGTH].try_into().expect("a window has the length of a hash part");
+            self.found.extend(self.present.get(window).cloned());
+        });
     }
 }
-
-const IS_NIX32: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut index = 0;
-    while index < NIX32.len() {
-        table[NIX32[index] as usize] = true;
-        index += 1;
-    }
-    table
-};
 
 #[cfg(test)]
 mod tests {

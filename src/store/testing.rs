@@ -50,6 +50,7 @@ pub struct Nix {
     dir: TempDir,
 }
 
+#[allow(clippy::new_without_default)] // nothing is default about a root
 impl Nix {
     pub fn new() -> Nix {
         Nix { dir: tempfile::tempdir().unwrap() }

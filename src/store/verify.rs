@@ -61,10 +61,11 @@ pub fn root(root: &Path, progress: &dyn Progress) -> Result<Verified> {
     let Some(database) = Database::open(root)? else {
         bail!("{} has no Nix database to compare with; is it the root of a system?", root.display());
     };
-    let mut infos: Vec<PathInfo> = Vec::new();
-    for path in database.all()? {
-        infos.extend(database.info(&path)?);
-    }
+    paths(root, database.infos()?, progress)
+}
+
+/// Hashes some paths of a root again.
+pub fn paths(root: &Path, mut infos: Vec<PathInfo>, progress: &dyn Progress) -> Result<Verified> {
     infos.sort_by_key(|info| info.nar_size);
     let dir = root.join("nix/store");
     let store = File::open(&dir).with_context(|| format!("opening {}", dir.display()))?;

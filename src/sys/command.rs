@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
 
 // Enough for a tool's complaint, short enough for one screen.
 const STDERR_LINES: usize = 12;
@@ -15,10 +16,15 @@ const STDERR_LINES: usize = 12;
 ///
 /// So nothing goes on writing to a disk after we are gone, whatever ended us.
 pub fn new(program: impl AsRef<OsStr>) -> Command {
+    ended_by(program, Signal::SIGKILL)
+}
+
+/// Returns a command for `program` that is sent `signal` when the thread that started it ends.
+pub fn ended_by(program: impl AsRef<OsStr>, signal: Signal) -> Command {
     let mut command = Command::new(program);
     // SAFETY: prctl is async-signal-safe and touches no memory of ours.
     unsafe {
-        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?));
+        command.pre_exec(move || Ok(nix::sys::prctl::set_pdeathsig(signal)?));
     }
     command
 }

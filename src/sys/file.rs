@@ -1,8 +1,10 @@
 //! Files that are there whole or not at all.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +12,14 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::libc;
 use tempfile::NamedTempFile;
+
+/// How the names of files begin that have not got their own yet.
+pub const UNNAMED: &[u8] = b".tmp";
+
+/// Returns a file without a name, not in memory where that can be helped.
+pub fn spool() -> io::Result<File> {
+    tempfile::tempfile_in("/var/tmp").or_else(|_| tempfile::tempfile())
+}
 
 /// Writes a file under a temporary name, syncs it, and renames it into place.
 pub fn publish(path: &Path, contents: &[u8]) -> Result<()> {
@@ -26,8 +36,11 @@ impl Staged {
     /// Writes and syncs a file that is to be at `path`.
     pub fn new(path: &Path, contents: &[u8], mode: u32) -> Result<Staged> {
         let dir = parent(path);
-        let mut file =
-            NamedTempFile::new_in(dir).with_context(|| format!("writing into {}", dir.display()))?;
+        let prefix = OsStr::from_bytes(UNNAMED);
+        let mut file = tempfile::Builder::new()
+            .prefix(prefix)
+            .tempfile_in(dir)
+            .with_context(|| format!("writing into {}", dir.display()))?;
         file.write_all(contents).with_context(|| format!("writing {}", path.display()))?;
         fs::set_permissions(file.path(), Permissions::from_mode(mode))
             .with_context(|| format!("setting the mode of {}", path.display()))?;

@@ -21,15 +21,25 @@ pub fn is_there() -> bool {
     io::stdin().is_terminal()
 }
 
+/// Asks for a line that may be seen while it is typed.
+pub fn ask(question: &str) -> Result<String> {
+    eprint!("{question} ");
+    let stdin = io::stdin();
+    let line = stdin.as_fd().try_clone_to_owned().and_then(|fd| read_line(&mut File::from(fd)));
+    let line = line.context("reading the answer")?;
+    Ok(String::from_utf8_lossy(line.bytes()).trim().to_owned())
+}
+
 /// Asks for a line and does not show it while it is typed.
 pub fn ask_secret(question: &str) -> Result<Secret> {
-    eprint!("{question} ");
     let stdin = io::stdin();
     let settings = tcgetattr(&stdin).context("asking on the terminal")?;
     let mut hidden = settings.clone();
     hidden.local_flags.remove(LocalFlags::ECHO);
     *BEFORE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(settings);
     tcsetattr(&stdin, SetArg::TCSAFLUSH, &hidden).context("hiding what is typed")?;
+    // Only now: an answer typed between the question and the change would be shown, and lost.
+    eprint!("{question} ");
     // Not through the buffer of the standard library, which would keep a copy.
     let line = stdin.as_fd().try_clone_to_owned().and_then(|fd| read_line(&mut File::from(fd)));
     restore();
@@ -53,4 +63,56 @@ fn read_line(input: &mut impl Read) -> io::Result<Secret> {
         line.push(byte[0]);
     }
     Ok(Secret::new(line))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    use nix::pty::openpty;
+    use nix::sys::termios::{LocalFlags, tcgetattr};
+
+    use super::ask_secret;
+
+    const ASKS: &str = "sys::terminal::tests::asks";
+
+    #[test]
+    #[ignore = "it is the other end of the_echo_is_off_before_the_question_is_seen"]
+    fn asks() {
+        assert_eq!(ask_secret("Passphrase:").unwrap().bytes(), b"answer");
+    }
+
+    // Nothing can be written to a pipe that is full: the question waits, and the echo must not.
+    #[test]
+    fn the_echo_is_off_before_the_question_is_seen() {
+        let terminal = openpty(None, None).unwrap();
+        let (mut screen, full) = std::io::pipe().unwrap();
+        let flags = OFlag::from_bits_retain(fcntl(&full, FcntlArg::F_GETFL).unwrap());
+        fcntl(&full, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).unwrap();
+        while std::io::Write::write(&mut &full, &[b' '; 4096]).is_ok() {}
+        fcntl(&full, FcntlArg::F_SETFL(flags)).unwrap();
+        let mut other = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", ASKS, "--ignored", "--nocapture"])
+            .stdin(terminal.slave)
+            .stdout(Stdio::null())
+            .stderr(full)
+            .spawn()
+            .unwrap();
+        let start = Instant::now();
+        let mut hidden = false;
+        while !hidden && start.elapsed() < Duration::from_secs(20) {
+            hidden = !tcgetattr(&terminal.master).unwrap().local_flags.contains(LocalFlags::ECHO);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if !hidden {
+            other.kill().unwrap();
+        }
+        std::io::Write::write_all(&mut File::from(terminal.master), b"answer\n").unwrap();
+        let mut seen = String::new();
+        std::io::Read::read_to_string(&mut screen, &mut seen).unwrap();
+        assert!(other.wait().unwrap().success() && hidden, "{}", seen.trim());
+    }
 }

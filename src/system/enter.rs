@@ -13,6 +13,8 @@ use crate::sys::namespace::{self, Fence, Network, Output, Preparation};
 
 // A host name is at most 64 bytes.
 const HOSTNAME_LIMIT: u64 = 256;
+// The longest that Nix knows has 20.
+const PLATFORM_LIMIT: u64 = 256;
 
 /// Why a directory cannot be entered.
 #[derive(Debug, PartialEq, thiserror::Error)]
@@ -38,14 +40,7 @@ pub fn enter(root: &Path, command: Option<Vec<OsString>>) -> Result<i32> {
 }
 
 fn prepare(root: &Path, command: Option<Vec<OsString>>) -> Result<(Fence, Vec<OsString>), EnterError> {
-    let name = || root.display().to_string();
-    if !inside::exists(root, Path::new("etc/NIXOS")) {
-        return Err(EnterError::NotNixos(name()));
-    }
-    let system = profile::current(root).ok_or_else(|| EnterError::NoProfile(name()))?;
-    if !system.in_root(root).exists() {
-        return Err(EnterError::NoSystem(name(), system));
-    }
+    let system = system(root)?;
     let fence = Fence {
         network: Network::Host,
         resolv_conf: true,
@@ -56,6 +51,19 @@ fn prepare(root: &Path, command: Option<Vec<OsString>>) -> Result<(Fence, Vec<Os
     };
     let words = command.filter(|words| !words.is_empty()).unwrap_or_else(|| login_shell(root, &system));
     Ok((fence, words))
+}
+
+/// Returns the system that the root at `root` has as its profile.
+pub fn system(root: &Path) -> Result<StorePath, EnterError> {
+    let name = || root.display().to_string();
+    if !inside::exists(root, Path::new("etc/NIXOS")) {
+        return Err(EnterError::NotNixos(name()));
+    }
+    let system = profile::current(root).ok_or_else(|| EnterError::NoProfile(name()))?;
+    match system.in_root(root).exists() {
+        true => Ok(system),
+        false => Err(EnterError::NoSystem(name(), system)),
+    }
 }
 
 /// Returns what nixos-enter runs before anything else: activation, then systemd's temporary files.
@@ -75,10 +83,18 @@ pub fn activation(root: &Path, system: &StorePath, output: Output) -> Vec<Prepar
     programs
 }
 
-fn hostname(root: &Path, system: &StorePath) -> Option<String> {
+/// Returns the host name that a system of the root has in its configuration.
+pub fn hostname(root: &Path, system: &StorePath) -> Option<String> {
     let path = PathBuf::from(format!("{system}/etc/hostname"));
     let text = String::from_utf8(inside::read(root, &path, HOSTNAME_LIMIT).ok()?).ok()?;
     Some(text.trim().to_owned()).filter(|name| !name.is_empty() && name.len() <= 64)
+}
+
+/// Returns what a system of the root runs on, such as `x86_64-linux`.
+pub fn platform(root: &Path, system: &StorePath) -> Option<String> {
+    let path = PathBuf::from(format!("{system}/system"));
+    let text = String::from_utf8(inside::read(root, &path, PLATFORM_LIMIT).ok()?).ok()?;
+    Some(text.trim().to_owned()).filter(|name| !name.is_empty())
 }
 
 fn login_shell(root: &Path, system: &StorePath) -> Vec<OsString> {
@@ -98,13 +114,13 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::process::Stdio;
 
-    fn system() -> StorePath {
+    fn box_system() -> StorePath {
         StorePath::from_base_name("0c5mzqyfjhyxv5bmpanmc7dzl5cfbhzj-nixos-system-box-25.05").unwrap()
     }
 
     fn root_with_system(activate: &str) -> tempfile::TempDir {
         let root = testing::root();
-        let toplevel = system().in_root(root.path());
+        let toplevel = box_system().in_root(root.path());
         fs::create_dir_all(toplevel.join("sw/bin")).unwrap();
         fs::create_dir_all(toplevel.join("etc")).unwrap();
         fs::create_dir_all(root.path().join("etc")).unwrap();
@@ -113,7 +129,7 @@ mod tests {
         fs::write(toplevel.join("activate"), format!("#!/bin/busybox sh\n{activate}\n")).unwrap();
         fs::set_permissions(toplevel.join("activate"), fs::Permissions::from_mode(0o555)).unwrap();
         symlink("/bin/busybox", toplevel.join("sw/bin/sh")).unwrap();
-        profile::set(root.path(), &system()).unwrap();
+        profile::set(root.path(), &box_system()).unwrap();
         root
     }
 
@@ -135,7 +151,7 @@ mod tests {
             root.path(),
             "b=/bin/busybox; $b cat /etc/activated; $b readlink /run/current-system; $b hostname; exit 5",
         );
-        let system = system();
+        let system = box_system();
         assert_eq!(stdout, format!("1 {system}/sw/lib/locale/locale-archive\n{system}\nbox\n"));
         assert_eq!((stderr.as_str(), code), ("", 5));
     }
@@ -147,17 +163,20 @@ mod tests {
         assert_eq!((stdout.as_str(), code), ("here\n", 0));
         assert_eq!(
             stderr,
-            format!("warning: {}/activate ended with 1\n    snippet users failed\n", system())
+            format!("warning: {}/activate ended with 1\n    snippet users failed\n", box_system())
         );
     }
 
     #[test]
     fn without_a_command_there_is_a_login_shell() {
         let root = root_with_system("");
-        assert_eq!(login_shell(root.path(), &system()), [OsString::from(format!("{}/sw/bin/sh", system()))]);
-        let bash = format!("{}/sw/bin/bash", system());
+        assert_eq!(
+            login_shell(root.path(), &box_system()),
+            [OsString::from(format!("{}/sw/bin/sh", box_system()))]
+        );
+        let bash = format!("{}/sw/bin/bash", box_system());
         symlink("/bin/busybox", root.path().join(&bash[1..])).unwrap();
-        assert_eq!(login_shell(root.path(), &system()), [OsString::from(bash), "--login".into()]);
+        assert_eq!(login_shell(root.path(), &box_system()), [OsString::from(bash), "--login".into()]);
         let (_, words) = prepare(root.path(), Some(Vec::new())).unwrap();
         assert_eq!(words.len(), 2);
     }
@@ -167,8 +186,8 @@ mod tests {
         let root = root_with_system("");
         let name = root.path().display().to_string();
         let refused = || prepare(root.path(), None).unwrap_err();
-        fs::remove_dir_all(system().in_root(root.path())).unwrap();
-        assert_eq!(refused(), EnterError::NoSystem(name.clone(), system()));
+        fs::remove_dir_all(box_system().in_root(root.path())).unwrap();
+        assert_eq!(refused(), EnterError::NoSystem(name.clone(), box_system()));
         fs::remove_file(root.path().join("nix/var/nix/profiles/system")).unwrap();
         assert_eq!(refused(), EnterError::NoProfile(name.clone()));
         fs::remove_file(root.path().join("etc/NIXOS")).unwrap();

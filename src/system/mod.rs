@@ -1,7 +1,11 @@
 //! A NixOS system in a root: its profile, its first directories, and running it.
 
+pub mod activate;
 pub mod claim;
+pub mod container;
+pub mod deployment;
 pub mod enter;
 pub mod extra_files;
 pub mod identity;
+pub mod init;
 pub mod profile;

@@ -26,39 +26,99 @@ pub const DIRECTORIES: [&str; 6] = [
 // The garbage collector starts from it: the links below are what keeps the system alive.
 const PROFILES_ROOT: &str = "nix/var/nix/gcroots/profiles";
 
-/// Makes `system` the newest generation of `root`'s system profile, and returns its number.
+/// Makes `system` the newest generation of `root`'s system profile and switches to it. Returns its number.
 ///
 /// As with Nix, the newest generation is used again when it is this system already, and numbers
 /// of deleted generations are not.
 pub fn set(root: &Path, system: &StorePath) -> Result<u64> {
+    let number = add(root, system)?;
+    switch(root, number)?;
+    Ok(number)
+}
+
+/// Makes `system` the newest generation of `root`'s system profile, which goes on leading where it did.
+pub fn add(root: &Path, system: &StorePath) -> Result<u64> {
     prepare(root)?;
     let profiles = root.join(PROFILES);
-    let newest = generations(&profiles)?.into_iter().max();
-    let target = PathBuf::from(system.to_string());
-    let number = match newest {
-        Some(number) if fs::read_link(profiles.join(link_name(number))).is_ok_and(|link| link == target) => {
-            number
-        }
-        newest => {
-            let number = newest.unwrap_or(0) + 1;
-            publish_link(&target, &profiles.join(link_name(number)))?;
-            number
-        }
-    };
+    remove_leftovers(&profiles)?;
+    let number = next(root, system)?;
+    let generation = profiles.join(link_name(number));
+    if fs::symlink_metadata(&generation).is_err() {
+        publish_link(Path::new(&system.to_string()), &generation)?;
+    }
     // The generation must be there before the name that leads to it.
-    file::sync_dir(&profiles)?;
-    publish_link(Path::new(&link_name(number)), &profiles.join("system"))?;
     file::sync_dir(&profiles)?;
     Ok(number)
 }
 
+/// Lets `root`'s system profile lead to a generation.
+pub fn switch(root: &Path, number: u64) -> Result<()> {
+    let profiles = root.join(PROFILES);
+    publish_link(Path::new(&link_name(number)), &profiles.join("system"))?;
+    file::sync_dir(&profiles)
+}
+
+/// Returns the generation that [`set`] would make of `system`.
+pub fn next(root: &Path, system: &StorePath) -> Result<u64> {
+    let profiles = root.join(PROFILES);
+    let leads_there = |number: &u64| leads_to(&profiles, *number).as_ref() == Some(system);
+    let newest = generations(&profiles)?.into_iter().max();
+    Ok(newest.filter(leads_there).unwrap_or(newest.unwrap_or(0) + 1))
+}
+
 /// Returns the system that `root`'s profile leads to now.
 pub fn current(root: &Path) -> Option<StorePath> {
-    let profiles = root.join(PROFILES);
-    let link = fs::read_link(profiles.join("system")).ok()?;
+    leads_to(&root.join(PROFILES), current_number(root)?)
+}
+
+/// Returns the generation that `root`'s profile leads to now.
+pub fn current_number(root: &Path) -> Option<u64> {
+    let link = fs::read_link(root.join(PROFILES).join("system")).ok()?;
     // Nix writes the bare name; `..` or a path would lead elsewhere.
-    generation(link.as_os_str())?;
-    StorePath::parse(fs::read_link(profiles.join(link)).ok()?.to_str()?).ok()
+    generation(link.as_os_str())
+}
+
+/// Returns the generations of `root`'s system profile, oldest first.
+pub fn numbers(root: &Path) -> Result<Vec<u64>> {
+    let mut numbers = generations(&root.join(PROFILES))?;
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Returns the systems that the generations of `root`'s system profile lead to.
+pub fn systems(root: &Path) -> Result<Vec<StorePath>> {
+    let profiles = root.join(PROFILES);
+    let numbers = generations(&profiles)?;
+    Ok(numbers.into_iter().filter_map(|number| leads_to(&profiles, number)).collect())
+}
+
+/// Returns which of `numbers`, oldest first, are neither among the newest `keep` nor the `current` one.
+pub fn surplus(numbers: &[u64], current: u64, keep: usize) -> Vec<u64> {
+    let old = &numbers[..numbers.len().saturating_sub(keep)];
+    old.iter().copied().filter(|&number| number != current).collect()
+}
+
+/// Returns the link that leads to the current generation.
+pub fn name(root: &Path) -> PathBuf {
+    root.join(PROFILES).join("system")
+}
+
+/// Returns the link of a generation.
+pub fn link(root: &Path, number: u64) -> PathBuf {
+    root.join(PROFILES).join(link_name(number))
+}
+
+/// Removes generations. What they led to stays, and may be garbage then.
+pub fn remove(root: &Path, numbers: &[u64]) -> Result<()> {
+    for &number in numbers {
+        let link = link(root, number);
+        fs::remove_file(&link).with_context(|| format!("removing {}", link.display()))?;
+    }
+    file::sync_dir(&root.join(PROFILES))
+}
+
+fn leads_to(profiles: &Path, number: u64) -> Option<StorePath> {
+    StorePath::parse(fs::read_link(profiles.join(link_name(number))).ok()?.to_str()?).ok()
 }
 
 fn prepare(root: &Path) -> Result<()> {
@@ -96,16 +156,25 @@ fn link_name(number: u64) -> String {
     format!("system-{number}-link")
 }
 
+/// Removes links that a run made under temporary names and died over: the garbage collector takes them
+/// for the links of a profile.
+fn remove_leftovers(profiles: &Path) -> Result<()> {
+    for entry in fs::read_dir(profiles).with_context(|| format!("reading {}", profiles.display()))? {
+        let name = entry.with_context(|| format!("reading {}", profiles.display()))?.file_name();
+        if name.to_str().is_some_and(|name| name.starts_with(".system") && name.contains(".tmp-")) {
+            let link = profiles.join(name);
+            fs::remove_file(&link).with_context(|| format!("removing {}", link.display()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes a symbolic link under a temporary name and renames it into place.
-fn publish_link(target: &Path, link: &Path) -> Result<()> {
+pub(super) fn publish_link(target: &Path, link: &Path) -> Result<()> {
     let dir = link.parent().expect("a profile link has a directory");
     let name = link.file_name().expect("a profile link has a name").to_string_lossy();
     let publish = || -> io::Result<()> {
         let temporary = dir.join(format!(".{name}.tmp-{}", std::process::id()));
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => (),
-        }
         symlink(target, &temporary)?;
         fs::rename(&temporary, link)
     };
@@ -176,10 +245,37 @@ mod tests {
         let profiles = root.path().join(PROFILES);
         // The generation was made and the name not yet switched; a temporary link was left.
         symlink(system('b').to_string(), profiles.join("system-2-link")).unwrap();
-        symlink("x", profiles.join(format!(".system.tmp-{}", std::process::id()))).unwrap();
+        for process in [1, std::process::id()] {
+            symlink("x", profiles.join(format!(".system.tmp-{process}"))).unwrap();
+            symlink(system('c').to_string(), profiles.join(format!(".system-3-link.tmp-{process}"))).unwrap();
+        }
         assert_eq!(set(root.path(), &system('b')).unwrap(), 2);
         assert_eq!(current(root.path()), Some(system('b')));
         assert!(links(root.path()).iter().all(|link| !link.starts_with('.')));
+    }
+
+    #[test]
+    fn the_newest_and_the_current_generation_are_kept() {
+        for (numbers, current, keep, old) in [
+            (&[1, 2, 3][..], 3, 1, &[1, 2][..]),
+            (&[1, 2, 3], 3, 2, &[1]),
+            (&[1, 2, 3], 3, 3, &[]),
+            (&[1, 2, 3], 3, 9, &[]),
+            (&[1, 2, 7], 1, 1, &[2]),
+            (&[4], 4, 1, &[]),
+            (&[], 1, 1, &[]),
+        ] {
+            assert_eq!(surplus(numbers, current, keep), old, "{numbers:?}, {current}, {keep}");
+        }
+        let root = tempfile::tempdir().unwrap();
+        for letter in ['a', 'b', 'c'] {
+            set(root.path(), &system(letter)).unwrap();
+        }
+        remove(root.path(), &surplus(&numbers(root.path()).unwrap(), 3, 1)).unwrap();
+        assert_eq!(numbers(root.path()).unwrap(), [3]);
+        assert_eq!((current_number(root.path()), current(root.path())), (Some(3), Some(system('c'))));
+        assert_eq!(next(root.path(), &system('c')).unwrap(), 3);
+        assert_eq!(next(root.path(), &system('a')).unwrap(), 4);
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! A made-up world for one test: a directory, the built binary, systems to copy, disks to refuse.
 
 use std::fs;
-use std::io::Read;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 use sha2::Digest;
 use tempfile::TempDir;
 
@@ -225,6 +226,45 @@ pub fn small_system(root: PathBuf) -> System {
     System { root, toplevel }
 }
 
+/// Another system in the root of a small one, with which it shares all but three paths.
+pub fn later_system(small: &System, number: u32, hostname: Option<&str>, platform: &str) -> System {
+    let store = SmallStore { root: &small.root };
+    let shared = |name: &str| store_path(name);
+    let (busybox, link) = (shared("busybox-1.35"), shared("a-link"));
+    let etc = store.add(&format!("etc-{number}"), &[], |out| {
+        fs::create_dir_all(out.join("etc")).unwrap();
+        fs::write(out.join("etc/os-release"), "ID=nixos\nNAME=NixOS\n").unwrap();
+        if let Some(hostname) = hostname {
+            fs::write(out.join("etc/hostname"), format!("{hostname}\n")).unwrap();
+        }
+    });
+    let only = store.add(&format!("only-in-{number}"), &[], |out| {
+        fs::create_dir(out).unwrap();
+        for part in 0..20 {
+            fs::write(out.join(part.to_string()), vec![number as u8 + 1; 200_000 + part]).unwrap();
+        }
+    });
+    let references = [&busybox, &link, &etc, &only].map(String::as_str);
+    let name = format!("nixos-system-small-{number}");
+    let toplevel = store.add_self_referring(&name, &references, |out, this| {
+        fs::create_dir(out).unwrap();
+        let busybox = format!("{busybox}/bin/busybox");
+        for (name, text) in
+            [("init", "exec sh".into()), ("activate", format!("{busybox} ln -sfn {this} /etc/activated"))]
+        {
+            fs::write(out.join(name), format!("#!{busybox} sh\n{text}\n")).unwrap();
+            fs::set_permissions(out.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        fs::write(out.join("system"), platform).unwrap();
+        for (name, target) in [("etc", format!("{etc}/etc")), ("only", only.clone()), ("link", link.clone())]
+        {
+            symlink(target, out.join(name)).unwrap();
+        }
+        symlink(store_path("busybox-1.35"), out.join("sw")).unwrap();
+    });
+    System { root: small.root.clone(), toplevel }
+}
+
 /// Puts objects into a root's store; the real Nix hashes and registers them.
 struct SmallStore<'a> {
     root: &'a Path,
@@ -299,17 +339,30 @@ pub fn tool(program: &str, words: &[&str]) -> String {
 
 /// A digest of a whole file: of every block that is not all zeros, and of where it lies.
 pub fn digest(file: &Path) -> String {
+    const BLOCK: usize = 64 << 10;
     let mut hash = sha2::Sha256::new();
-    let mut file = fs::File::open(file).expect("the file is there");
-    let mut block = vec![0; 64 << 10];
-    let mut offset = 0_u64;
-    while let count @ 1.. = file.read(&mut block).expect("the file can be read") {
-        if block[..count].iter().any(|&byte| byte != 0) {
+    let file = fs::File::open(file).expect("the file is there");
+    let (mut block, zeros) = (vec![0; BLOCK], vec![0; BLOCK]);
+    let mut offset = 0;
+    // Images are mostly holes, and reading those takes the longest.
+    while let Some(data) = data_from(&file, offset) {
+        offset = data - data % BLOCK as u64;
+        let count = file.read_at(&mut block, offset).expect("the file can be read");
+        if block[..count] != zeros[..count] {
             hash.update(offset.to_le_bytes());
             hash.update(&block[..count]);
         }
-        offset += count as u64;
+        offset += BLOCK as u64;
     }
-    hash.update(offset.to_le_bytes());
+    hash.update(file.metadata().expect("it is open").len().to_le_bytes());
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Where there is something other than a hole in a file, from an offset on.
+fn data_from(file: &fs::File, offset: u64) -> Option<u64> {
+    match lseek(file, offset as i64, Whence::SeekData) {
+        Ok(data) => Some(data as u64),
+        Err(Errno::ENXIO) => None,
+        Err(error) => panic!("looking for holes: {error}"),
+    }
 }

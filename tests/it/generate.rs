@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use crate::env::{Ran, TestEnv, fixture, text, tool};
 
-const COMMANDS: [&str; 2] = ["install-to-disk", "install-to-dir"];
+const COMMANDS: [&str; 4] = ["install-to-disk", "install-to-dir", "deploy-to-dir", "deploy-via-ssh"];
 const MANIFEST: &str = "{ \"version\": 1, \"bootLoader\": \"grub\" }\n";
 
 /// A toplevel with a name to trip over, and a program that prints its arguments, a NUL after each.
@@ -82,7 +82,7 @@ fn a_system_gets_its_manifest_and_its_commands_and_keeps_what_it_has() {
         assert_eq!(mode(&format!("bin/{command}")), 0o555);
     }
     assert_eq!(fs::read_to_string(toplevel.join("bin/switch-to-configuration")).unwrap(), "own");
-    assert_eq!(fs::read_dir(toplevel.join("bin")).unwrap().count(), 3);
+    assert_eq!(fs::read_dir(toplevel.join("bin")).unwrap().count(), 1 + COMMANDS.len());
     assert_eq!(fs::read_dir(toplevel.join("install-via")).unwrap().count(), 1);
 }
 
@@ -140,12 +140,20 @@ fn there_is_a_manual_page_for_each_command_that_the_help_shows() {
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     let program = |command: &str| format!("nixos-install-via-{command}.8");
-    let mut expected: Vec<String> = ["completions", "enter", "install-to-dir", "install-to-disk", "verify"]
-        .map(program)
-        .into_iter()
-        .chain(["nixos-install-via.8".to_owned()])
-        .chain(COMMANDS.map(|command| format!("{command}.8")))
-        .collect();
+    let mut expected: Vec<String> = [
+        "completions",
+        "deploy-to-dir",
+        "deploy-via-ssh",
+        "enter",
+        "install-to-dir",
+        "install-to-disk",
+        "verify",
+    ]
+    .map(program)
+    .into_iter()
+    .chain(["nixos-install-via.8".to_owned()])
+    .chain(COMMANDS.map(|command| format!("{command}.8")))
+    .collect();
     expected.sort();
     assert_eq!(names, expected);
 
@@ -166,6 +174,8 @@ fn a_shell_completes_the_program_and_each_command_by_its_own_name() {
         ("nixos-install-via", vec![], "install-to-disk"),
         ("install-to-disk", vec!["install-to-disk"], "--layout"),
         ("install-to-dir", vec!["install-to-dir"], "--extra-files"),
+        ("deploy-to-dir", vec!["deploy-to-dir"], "--keep"),
+        ("deploy-via-ssh", vec!["deploy-via-ssh"], "--hosts"),
     ] {
         let script = env.run(["completions", "bash"].into_iter().chain(words)).ok().stdout;
         fs::write(env.path("completion"), script).unwrap();

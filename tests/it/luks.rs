@@ -21,6 +21,7 @@ const ODD: &str = "a store path that is a plain file";
 // What is open, and nothing.
 const OPENED: &str = "dmsetup ls; ls /dev/mapper";
 const NOTHING: &str = "No devices found\ncontrol";
+const TYPESCRIPT: &str = "/run/typescript";
 const PROMPT: &str = "Please enter passphrase for disk";
 
 #[test]
@@ -42,21 +43,20 @@ fn an_encrypted_clone_asks_for_its_passphrase_and_fills_a_larger_disk() {
     assert!(is_empty(&target), "something was written before there was a passphrase");
 
     // Typed on a terminal, and the installation is killed in the copy: what it had opened is closed.
-    let type_it =
-        format!("{{ sleep 4; for _ in 1 2; do echo '{PASSPHRASE}'; sleep 2; done; sleep 60; }} 2>/dev/null");
     original.long_sh(
         LONG,
         &format!(
-            "{type_it} | script -qefc '{INSTALL} /dev/vdb' /run/typescript >/dev/null 2>&1 &
-        for _ in $(seq 300); do ! grep -q 'Copy and check' /run/typescript || break; sleep 0.2; done
-        grep 'Passphrase for the encrypted root: *.$' /run/typescript
+            "rm -f {TYPESCRIPT}; {{ {}; sleep 180; }} 2>/dev/null | script -qefc '{INSTALL} /dev/vdb' {TYPESCRIPT} >/dev/null 2>&1 &
+        for _ in $(seq 900); do ! grep -qs 'Copy and check' {TYPESCRIPT} || break; sleep 0.2; done
+        grep 'Passphrase for the encrypted root: *.$' {TYPESCRIPT}
         dmsetup ls | grep nixos-install-via
         pkill -9 -x nixos-install-v
-        for _ in $(seq 100); do dmsetup ls | grep -q nixos-install-via || break; sleep 0.2; done"
+        for _ in $(seq 100); do dmsetup ls | grep -q nixos-install-via || break; sleep 0.2; done",
+            typing([PASSPHRASE, PASSPHRASE])
         ),
     );
     assert_eq!(original.sh(OPENED), NOTHING, "left open by an installation that was killed");
-    original.sh("! grep --text battery /run/typescript");
+    original.sh(&format!("! grep --text battery {TYPESCRIPT}"));
 
     original.sh(&format!("printf %s '{PASSPHRASE}' >/run/passphrase"));
     original.long_sh(LONG, &format!("{INSTALL} --plan script /dev/vdb >/run/plan.sh"));
@@ -120,9 +120,18 @@ fn passphrases_that_are_none(machine: &mut Vm) {
         assert!(code == status && said.contains(sentence), "{words} ended with {code}: {said}");
     }
     let said = machine.sh(&format!(
-        "{{ sleep 4; echo one; sleep 2; echo two; sleep 2; }} | script -qefc '{INSTALL} /dev/vdb' /dev/null 2>&1 || true"
+        "rm -f {TYPESCRIPT}; {{ {}; sleep 2; }} | script -qefc '{INSTALL} /dev/vdb' {TYPESCRIPT} 2>&1 || true",
+        typing(["one", "two"])
     ));
     assert!(said.contains("the two passphrases differ; nothing was changed"), "{said}");
+}
+
+/// Types a passphrase, and one when it is to be typed again; each a while after it is asked for in `TYPESCRIPT`, because
+/// what was typed before counts for nothing.
+fn typing([first, again]: [&str; 2]) -> String {
+    let wait =
+        |question: &str| format!("until grep -qs '{question}' {TYPESCRIPT}; do sleep 0.2; done; sleep 1");
+    format!("{}; echo '{first}'; {}; echo '{again}'", wait("Passphrase for"), wait("Once more"))
 }
 
 /// Tells whether a text stands anywhere in a disk image.

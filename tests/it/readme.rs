@@ -1,6 +1,8 @@
 //! What the README tells people to type is typed here.
 
+use crate::deploy_ssh;
 use crate::env::{TestEnv, fixture};
+use crate::machine::Machine;
 
 const README: &str = include_str!("../../README.md");
 
@@ -8,7 +10,8 @@ const README: &str = include_str!("../../README.md");
 fn commands() -> Vec<Vec<&'static str>> {
     let blocks = README.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap_or(rest));
     let lines = blocks.flat_map(str::lines).map(|line| line.split(" #").next().unwrap_or(line).trim());
-    let ours = lines.filter_map(|line| line.strip_prefix("sudo nixos-install-via "));
+    let plain = lines.map(|line| line.strip_prefix("sudo ").unwrap_or(line));
+    let ours = plain.filter_map(|line| line.strip_prefix("nixos-install-via "));
     ours.map(|line| line.split_whitespace().collect()).collect()
 }
 
@@ -18,6 +21,7 @@ fn the_readme_s_commands_do_what_it_says() {
     let system = fixture("uefi");
     let dir = env.path("laptop");
     let image = env.image("sdb", 3072);
+    let machine = Machine::booted();
     let mut ran = 0;
     for words in commands() {
         let words: Vec<&str> = words
@@ -31,7 +35,8 @@ fn the_readme_s_commands_do_what_it_says() {
         // Where its output goes is the shell's business.
         let words: Vec<&str> = words.into_iter().filter(|word| !word.starts_with('>')).collect();
         let ran_now = match words[0] {
-            "install-to-dir" => env.run(system.words(words[0], &words[1..])),
+            "install-to-dir" | "deploy-to-dir" => env.run(system.words(words[0], &words[1..])),
+            "deploy-via-ssh" => deploy_ssh::deploy(&machine, "b", &words[1..words.len() - 1]),
             // What it would do is all that this machine, which may lack vfat, can show of it.
             "install-to-disk" => env.run(system.words(words[0], &[&["--dry-run"], &words[1..]].concat())),
             _ => env.run(&words),
@@ -42,7 +47,7 @@ fn the_readme_s_commands_do_what_it_says() {
         }
         ran += 1;
     }
-    assert_eq!(ran, 5);
+    assert_eq!(ran, 10);
 }
 
 #[test]
@@ -55,5 +60,5 @@ fn the_commands_at_a_glance_are_those_that_there_are() {
         let name = line.split([' ', '`']).next().unwrap();
         assert!(help.contains(&format!("  {name} ")), "{name}");
     }
-    assert_eq!(table.len(), 5);
+    assert_eq!(table.len(), 8);
 }

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 // Root without build users, and nothing from the network.
-const CONFIG: &str =
+pub const CONFIG: &str =
     "build-users-group =\nexperimental-features = nix-command\nsubstituters =\nsandbox = false\n";
 
 fn nix(program: &str, root: Option<&Path>, words: &[&str], input: &str) -> Output {
@@ -98,10 +99,45 @@ pub fn is_valid(root: &Path, path: &str) -> bool {
     nix("nix-store", Some(root), &["--check-validity", path], "").status.success()
 }
 
+/// Lets files of the same contents share them.
+#[track_caller]
+pub fn optimise(root: &Path) {
+    said("nix-store", Some(root), &["--optimise"], "");
+}
+
 /// Deletes what nothing refers to.
 #[track_caller]
 pub fn collect_garbage(root: &Path) {
     said("nix-store", Some(root), &["--gc"], "");
+}
+
+/// What a garbage collection would delete, sorted.
+#[track_caller]
+pub fn garbage(root: &Path) -> Vec<String> {
+    let printed = said("nix-store", Some(root), &["--gc", "--print-dead"], "");
+    let mut paths: Vec<String> = printed.lines().map(String::from).collect();
+    paths.sort();
+    paths
+}
+
+/// Collects garbage again and again, until the value is dropped.
+pub struct Collector(std::process::Child);
+
+impl Collector {
+    pub fn start(root: &Path) -> Collector {
+        let script = r#"while :; do nix-store --store "local?root=$1" --gc || :; sleep 0.0$2; done"#;
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "sh"]).arg(root).arg("3").env("NIX_CONFIG", CONFIG).env("NIX_REMOTE", "");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        Collector(command.spawn().expect("there is a shell"))
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        Command::new("kill").args(["--", &format!("-{}", self.0.id())]).status().ok();
+        self.0.wait().ok();
+    }
 }
 
 /// What lies in the store directory, sorted, without Nix's own bookkeeping.

@@ -253,7 +253,9 @@ fn a_script_that_is_interrupted_stops_at_once_and_leaves_nothing() {
         let words =
             fixture("bios").words("install-to-disk", &["--plan", "script", "--image-size", "3G", "disk.img"]);
         let file = script(&env, &words);
-        let mut command = Command::new("dash");
+        let mut command = Command::new("env");
+        // No shell can trap what was ignored when it was started, as Ctrl-C is of what runs in the background.
+        command.args(["--default-signal=INT,TERM", "dash"]);
         // As the terminal does: to the script and to what it runs.
         command.arg(&file).arg("--yes").process_group(0).stdin(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();

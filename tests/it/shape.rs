@@ -4,34 +4,45 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 // Each knows those that stand before it, and itself.
-const LAYERS: [&[&str]; 7] = [
+const LAYERS: [&[&str]; 9] = [
     &["sys", "size", "progress", "failure"],
     &["store", "disk"],
     &["boot", "system"],
     &["facts", "manifest"],
     &["plan", "probe"],
     &["run", "templates"],
+    &["wire"],
+    &["ssh"],
     &["commands", "cli"],
 ];
 // The nouns, which know nothing of each other but what a store path is.
 const NOUNS: [&str; 4] = ["store", "disk", "boot", "system"];
 // What decides is the same every time: it asks no file system, process, clock or chance.
-const DECIDERS: [&str; 8] = [
+const DECIDERS: [&str; 13] = [
     "facts.rs",
     "size.rs",
     "plan.rs",
     "plan/disk.rs",
+    "plan/archive.rs",
+    "plan/deploy.rs",
+    "plan/remote.rs",
+    "system/activate/judge.rs",
+    "system/deployment.rs",
     "disk/layout",
     "disk/derive.rs",
     "disk/names.rs",
     "disk/picture.rs",
 ];
-const PACKAGES: [(&str, &str); 5] = [
+const PACKAGES: [(&str, &str); 9] = [
     ("gpt::", "disk/table.rs"),
-    ("indicatif::", "progress.rs"),
+    ("indicatif::", "progress"),
+    ("postcard::", "wire/frame.rs"),
     ("rusqlite::", "store/db.rs"),
     ("tera::", "templates.rs"),
     ("clap_complete::", "cli.rs"),
+    ("tar::", "store/tarball.rs"),
+    ("toml::", "commands/deploy_via_ssh/hosts_file.rs"),
+    ("zstd::", "sys/pack.rs"),
 ];
 
 #[test]
@@ -60,7 +71,7 @@ fn imports_point_down_and_packages_have_one_door() {
             }
         }
         for (package, door) in PACKAGES {
-            if text.contains(package) && name != door {
+            if text.contains(package) && !name.starts_with(door) {
                 wrong.push(format!("{name} has {package}, which enters by {door}"));
             }
         }

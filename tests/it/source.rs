@@ -25,7 +25,9 @@ const ESP_TYPE: [u8; 16] =
 pub enum Firmware {
     Uefi,
     Bios,
-    /// UEFI that starts systemd-boot from the disk. Neither its partitions nor its file systems have names.
+    /// UEFI that starts systemd-boot from the disk.
+    UefiLoader,
+    /// The same, and neither its partitions nor its file systems have names.
     UefiUnnamed,
 }
 
@@ -66,9 +68,11 @@ impl Source {
         match source.firmware {
             Firmware::Bios => {}
             Firmware::Uefi => source.format_esp(work, &["-n", "ESP"], |_| {}),
-            Firmware::UefiUnnamed => {
+            Firmware::UefiLoader | Firmware::UefiUnnamed => {
+                let named = matches!(source.firmware, Firmware::UefiLoader);
+                let name: &[&str] = if named { &["-n", "ESP"] } else { &[] };
                 let loader = inside("systemd").join("lib/systemd/boot/efi/systemd-bootx64.efi");
-                source.format_esp(work, &[], |esp| source.fill_esp(work, esp, &loader));
+                source.format_esp(work, name, |esp| source.fill_esp(work, esp, &loader));
             }
         }
         source.format_root(&root);
@@ -78,7 +82,7 @@ impl Source {
 
     pub fn start(&self) -> Start {
         match self.firmware {
-            Firmware::UefiUnnamed => Start::Uefi,
+            Firmware::UefiLoader | Firmware::UefiUnnamed => Start::Uefi,
             Firmware::Uefi | Firmware::Bios => Start::Kernel {
                 kernel: self.kernel.clone(),
                 initrd: self.initrd.clone(),
@@ -93,7 +97,7 @@ impl Source {
         let file = File::create(image).expect("the work directory can be written");
         file.set_len(SIZE).expect("images can be sparse");
         let first_code = match self.firmware {
-            Firmware::Uefi | Firmware::UefiUnnamed => "--typecode=1:ef00",
+            Firmware::Uefi | Firmware::UefiLoader | Firmware::UefiUnnamed => "--typecode=1:ef00",
             Firmware::Bios => "--typecode=1:ef02",
         };
         let first = format!("--new=1:{}:{}", MIB / SECTOR, ROOT_START / SECTOR - 1);
@@ -137,9 +141,10 @@ impl Source {
             command.env("MTOOLS_SKIP_CHECK", "1").arg("-i").arg(esp);
             command
         };
-        run(tool("mmd").args(["::/EFI", "::/EFI/BOOT", "::/loader", "::/loader/entries"]));
+        run(tool("mmd").args(["::/EFI", "::/EFI/BOOT", "::/EFI/systemd", "::/loader", "::/loader/entries"]));
         for (file, place) in [
             (loader, "::/EFI/BOOT/BOOTX64.EFI"),
+            (loader, "::/EFI/systemd/systemd-bootx64.efi"),
             (&self.kernel, "::/kernel"),
             (&self.initrd, "::/initrd"),
             (&conf, "::/loader/loader.conf"),

@@ -1,0 +1,295 @@
+//! A new system on this running machine: activated where no lost connection can stop it, and taken back
+//! by the machine itself if it fails or if nobody confirms that the machine can still be reached.
+//!
+//! A deployment has a directory below `/run`, which a reboot forgets, and so has what is in it:
+//!
+//! - `record.json`: what is asked for. Written first.
+//! - `log`: what the system's own programs say.
+//! - `stage.json`: how far it came. Whoever wants to know looks there.
+//! - `confirmed`: somebody has reached the machine since the system runs.
+//!
+//! Three processes work on it. One that serves a connection [`begin`]s a deployment and
+//! [`watch`]es it; it may die at any time. A transient systemd unit [`perform`]s it. And a timer, armed
+//! before anything changes, takes it back ([`give_up`]) if that unit hangs or was killed.
+//!
+//! The boot loader and the profile come last, when the system has proved itself: until then the
+//! machine boots what it ran before, and a power cut is a rollback too.
+
+mod judge;
+mod state;
+mod unit;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::deployment::{Action, Deployment, Ended};
+use super::profile;
+use crate::failure::refused;
+use crate::store::path::StorePath;
+use state::{Directory, Record, Stage};
+
+const ROOT: &str = "/";
+// How often somebody looks whether something has happened.
+const LOOK: Duration = Duration::from_millis(200);
+// What taking a system back may need on a slow machine, besides the time limits of the deployment.
+const SPARE: Duration = Duration::from_secs(60);
+
+/// Returns the system that this machine runs.
+pub fn running() -> Option<StorePath> {
+    leads_to("/run/current-system")
+}
+
+/// Returns the system that this machine was booted with.
+pub fn booted() -> Option<StorePath> {
+    leads_to("/run/booted-system")
+}
+
+fn leads_to(link: &str) -> Option<StorePath> {
+    StorePath::parse(fs::read_link(link).ok()?.to_str()?).ok()
+}
+
+/// Begins a deployment of a system that is valid, and returns by which name to ask about it.
+pub fn begin(deployment: &Deployment) -> Result<String> {
+    let Some(running) = running() else {
+        return Err(refused("the machine does not run NixOS; install a system on it first"));
+    };
+    let switch = switch_of(&deployment.system);
+    if !switch.exists() {
+        return Err(refused(format!(
+            "{} has no {}, so nothing can activate it; set system.switch.enable",
+            deployment.system.name(),
+            switch.strip_prefix(deployment.system.to_string()).unwrap_or(&switch).display()
+        )));
+    }
+    state::nobody_else()?;
+    let directory = Directory::create()?;
+    directory.record(&Record {
+        deployment: deployment.clone(),
+        before: running,
+        generation: profile::current_number(Path::new(ROOT)),
+    })?;
+    directory.stage(&Stage::Activating)?;
+    if deployment.action.keeps() {
+        // A root against garbage collections, and kept for study should the system fail.
+        profile::add(Path::new(ROOT), &deployment.system)?;
+    }
+    let program = directory.program()?;
+    if deployment.action.activates() && deployment.rollback {
+        let limit = u64::from(deployment.activation_timeout) + u64::from(deployment.confirm_timeout);
+        let limit = Duration::from_secs(limit) + SPARE;
+        unit::arm(directory.token(), &program, limit)?;
+    }
+    unit::start(directory.token(), &program, &directory.log())?;
+    Ok(directory.token().to_owned())
+}
+
+/// Follows a deployment until it ends, or waits for a confirmation. `heard` gets what is said meanwhile.
+///
+/// With `confirm` it is told that the machine can be reached; it counts if the system runs by now.
+pub fn watch(token: &str, confirm: bool, heard: &mut dyn FnMut(&str)) -> Result<Ended> {
+    let directory = Directory::open(token)?;
+    let mut log = state::Log::of(&directory);
+    if confirm {
+        log.skip_to_end();
+        if directory.look()? == Stage::Unconfirmed {
+            directory.confirm()?;
+        }
+    }
+    loop {
+        let stage = directory.look()?;
+        log.read(heard);
+        match stage {
+            Stage::Over(ended) => return Ok(ended),
+            Stage::Unconfirmed if !directory.is_confirmed() => return Ok(Ended::Unconfirmed),
+            _ if !unit::lives(token) && directory.look()? == stage => {
+                // Killed; the timer will take the system back, where one is armed.
+                bail!("what activates the system has died; look at journalctl -u {}", unit::name(token));
+            }
+            _ => std::thread::sleep(LOOK),
+        }
+    }
+}
+
+/// Performs a deployment to its end. To be run by the unit that [`begin`] starts.
+pub fn perform(token: &str) -> Result<()> {
+    let directory = Directory::open(token)?;
+    let _lock = state::lock()?;
+    let record = directory.read_record()?;
+    let ended = match carry_out(&directory, &record) {
+        Ok(ended) => ended,
+        Err(error) => Ended::Failed { reason: format!("{error:#}") },
+    };
+    directory.stage(&Stage::Over(ended))?;
+    unit::disarm(token);
+    Ok(())
+}
+
+/// Takes a deployment back that has not come to its end in time. To be run by the timer.
+pub fn give_up(token: &str) -> Result<()> {
+    let directory = Directory::open(token)?;
+    if matches!(directory.look()?, Stage::Over(_)) {
+        return Ok(());
+    }
+    unit::stop(token);
+    let _lock = state::lock()?;
+    if matches!(directory.look()?, Stage::Over(_)) {
+        return Ok(());
+    }
+    let record = directory.read_record()?;
+    let ended = take_back(&record, "the activation did not end in time");
+    directory.stage(&Stage::Over(ended))
+}
+
+fn carry_out(directory: &Directory, record: &Record) -> Result<Ended> {
+    let deployment = &record.deployment;
+    let limit = Duration::from_secs(deployment.activation_timeout.into());
+    match deployment.action {
+        Action::DryActivate => Ok(match run(&deployment.system, "dry-activate", limit)? {
+            status if status.success() => Ended::Done,
+            status => Ended::Failed { reason: format!("dry-activate ended with {status}") },
+        }),
+        Action::Boot => Ok(match keep(&deployment.system, limit) {
+            Ok(()) => Ended::Done,
+            Err(error) => take_back(record, &format!("{error:#}")),
+        }),
+        Action::Test | Action::Switch => {
+            if let Err(error) = activate(&deployment.system, limit) {
+                return Ok(take_back(record, &format!("{error:#}")));
+            }
+            if deployment.rollback && !wait_for_confirmation(directory, deployment)? {
+                let seconds = deployment.confirm_timeout;
+                return Ok(take_back(record, &format!("nobody reached the machine within {seconds} s")));
+            }
+            if deployment.action == Action::Test {
+                return Ok(Ended::Done);
+            }
+            directory.stage(&Stage::Finishing)?;
+            Ok(match keep(&deployment.system, limit) {
+                Ok(()) => Ended::Done,
+                Err(error) => take_back(record, &format!("{error:#}")),
+            })
+        }
+    }
+}
+
+fn wait_for_confirmation(directory: &Directory, deployment: &Deployment) -> Result<bool> {
+    directory.stage(&Stage::Unconfirmed)?;
+    let limit = Duration::from_secs(deployment.confirm_timeout.into());
+    let begin = Instant::now();
+    while !directory.is_confirmed() {
+        if begin.elapsed() >= limit {
+            return Ok(false);
+        }
+        std::thread::sleep(LOOK);
+    }
+    Ok(true)
+}
+
+/// Lets the machine run a system now, and judges by looking whether it does.
+fn activate(system: &StorePath, limit: Duration) -> Result<()> {
+    let before = failed_units();
+    let status = run(system, "test", limit)?;
+    let failed: BTreeSet<String> = failed_units().difference(&before).cloned().collect();
+    judge::activation(system, status.code(), running().as_ref(), &failed)
+}
+
+/// Makes a system the one that is booted, and the profile's current generation.
+fn keep(system: &StorePath, limit: Duration) -> Result<()> {
+    let root = Path::new(ROOT);
+    let number = profile::add(root, system)?;
+    // Nix itself leaves what it has added to the kernel, and a power cut would empty it.
+    nix::unistd::sync();
+    profile::switch(root, number)?;
+    let status = run(system, "boot", limit)?;
+    if !status.success() {
+        bail!("the boot loader was not installed (switch-to-configuration boot ended with {status})");
+    }
+    if profile::current(root).as_ref() != Some(system) {
+        bail!("somebody else has changed the system profile meanwhile");
+    }
+    // Nor do boot loaders' installers all write out what they made.
+    nix::unistd::sync();
+    Ok(())
+}
+
+/// Makes the machine what it was before a deployment, if that was asked for.
+fn take_back(record: &Record, reason: &str) -> Ended {
+    let Deployment { rollback, system, .. } = &record.deployment;
+    if !rollback {
+        return Ended::Failed { reason: format!("{reason}; the machine was left as it is") };
+    }
+    eprintln!("going back to {}: {reason}", record.before.name());
+    match put_back(record) {
+        Ok(()) => Ended::RolledBack { reason: reason.to_owned() },
+        Err(error) => Ended::Failed {
+            reason: format!("{reason}; and going back from {} failed: {error:#}", system.name()),
+        },
+    }
+}
+
+fn put_back(record: &Record) -> Result<()> {
+    let root = Path::new(ROOT);
+    let limit = Duration::from_secs(record.deployment.activation_timeout.into());
+    let kept = profile::current(root).as_ref() == Some(&record.deployment.system)
+        && profile::current_number(root) != record.generation;
+    if kept && let Some(number) = record.generation {
+        profile::switch(root, number)?;
+        let system = profile::current(root).context("finding the generation to go back to")?;
+        let status = run(&system, "boot", limit)?;
+        if !status.success() {
+            bail!(
+                "the boot loader was not installed again (switch-to-configuration boot ended with {status})"
+            );
+        }
+    }
+    if record.deployment.action.activates() {
+        // Also if the link says that it runs: an activation may have been cut short.
+        activate(&record.before, limit)?;
+    }
+    Ok(())
+}
+
+fn switch_of(system: &StorePath) -> std::path::PathBuf {
+    std::path::PathBuf::from(format!("{system}/bin/switch-to-configuration"))
+}
+
+/// Runs a system's own switch-to-configuration, for so long at the most.
+fn run(system: &StorePath, action: &str, limit: Duration) -> Result<ExitStatus> {
+    use std::os::unix::process::CommandExt;
+    let program = switch_of(system);
+    // Programs of an earlier, interrupted run must not be found half done by the next.
+    let mut child = Command::new(&program)
+        .arg(action)
+        .stdin(Stdio::null())
+        .current_dir("/")
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("starting {}", program.display()))?;
+    let begin = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().context("waiting for switch-to-configuration")? {
+            return Ok(status);
+        }
+        if begin.elapsed() >= limit {
+            let group = nix::unistd::Pid::from_raw(child.id().cast_signed());
+            let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
+            let _ = child.wait();
+            bail!("switch-to-configuration {action} did not end within {} s", limit.as_secs());
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn failed_units() -> BTreeSet<String> {
+    unit::failed().unwrap_or_default()
+}
+
+/// Restarts the machine, after what was said has been sent.
+pub fn reboot() -> Result<()> {
+    unit::reboot()
+}

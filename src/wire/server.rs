@@ -1,0 +1,215 @@
+//! The far end of a conversation: it answers what it is asked, and changes what it is told to.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::VERSION;
+use super::frame::{Reader, WireError, Writer};
+use super::message::{Answer, Ask};
+use super::receiving::{Store, Unusable, skip_to_again};
+use crate::failure::{Failure, refused};
+use crate::probe;
+use crate::store::PathInfo;
+use crate::store::db::Database;
+use crate::store::hash::Hashing;
+use crate::store::path::{STORE_DIR, StorePath};
+use crate::system::activate;
+
+// The longest path there is.
+const ROOT_LIMIT: usize = 4096;
+
+/// Answers until the near end has nothing more to ask.
+pub fn serve(input: impl Read, output: impl Write) -> Result<()> {
+    let mut server = Server { input: Reader(input), output: Writer(output), root: None, store: None };
+    let served = server.converse();
+    if let Err(error) = &served {
+        let refused = matches!(error.downcast_ref(), Some(Failure::Refused(_)));
+        // There may be nobody left to hear it.
+        let _ = server.output.message(&Answer::Failed { text: format!("{error:#}"), refused });
+    }
+    served
+}
+
+struct Server<R, W> {
+    input: Reader<R>,
+    output: Writer<W>,
+    /// The root that was looked at.
+    root: Option<PathBuf>,
+    store: Option<Store>,
+}
+
+impl<R: Read, W: Write> Server<R, W> {
+    fn converse(&mut self) -> Result<()> {
+        match self.input.message()? {
+            Some(Ask::Hello { version: VERSION }) => (),
+            Some(Ask::Hello { version }) => bail!(WireError::Version(version)),
+            Some(_) => bail!(WireError::Garbled("it does not say hello")),
+            None => return Ok(()),
+        }
+        self.output.message(&Answer::Hello { version: VERSION, program: own_hash()? })?;
+        while let Some(question) = self.input.message()? {
+            self.answer(question)?;
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, question: Ask) -> Result<()> {
+        match question {
+            Ask::Look { root, system } => self.look(&root, &system),
+            Ask::Missing { paths, substitute } => {
+                let store = self.store()?;
+                let (paths, similar) = store.missing(&paths, substitute)?;
+                self.output.message(&Answer::Missing { paths, similar })
+            }
+            Ask::Receive { paths } => self.receive(&paths),
+            Ask::Deploy(deployment) => {
+                if self.root.as_deref() != Some(Path::new("/")) {
+                    bail!("only the running system can be replaced; the other root was only copied into");
+                }
+                let database = Database::open(Path::new("/"))?;
+                if database.map(|database| database.info(&deployment.system)).transpose()?.flatten().is_none()
+                {
+                    bail!("{} is not valid there, so it was not activated; copy it first", deployment.system);
+                }
+                let token = activate::begin(&deployment)?;
+                self.output.message(&Answer::Started { token: token.clone() })?;
+                self.watch(&token, false)
+            }
+            Ask::Confirm { token } => self.watch(&token, true),
+            Ask::Reboot => {
+                self.output.message(&Answer::Restarting)?;
+                activate::reboot()
+            }
+            Ask::Hello { .. } | Ask::Nar { .. } | Ask::Again | Ask::End => {
+                bail!(WireError::Garbled("a question is out of place"))
+            }
+        }
+    }
+
+    fn look(&mut self, root: &str, system: &StorePath) -> Result<()> {
+        let root = whole(root, Path::new("/"))?;
+        let facts = probe::host(&root, system)?;
+        if self.root.as_ref() != Some(&root) {
+            // What was opened belongs to the root before.
+            (self.root, self.store) = (Some(root), None);
+        }
+        self.output.message(&Answer::Facts(Box::new(facts)))
+    }
+
+    fn store(&mut self) -> Result<&mut Store> {
+        let root = self.root.as_deref().ok_or(WireError::Garbled("a question is out of place"))?;
+        if self.store.is_none() {
+            self.store = Some(Store::of(root).context("opening the store")?);
+        }
+        Ok(self.store.as_mut().expect("it was opened"))
+    }
+
+    fn receive(&mut self, paths: &[PathInfo]) -> Result<()> {
+        self.store()?;
+        let Some(store) = &mut self.store else { unreachable!("it was opened") };
+        let mut from = 0;
+        loop {
+            let received = store.receive(paths, from, &mut self.input);
+            match received {
+                Ok(()) => return self.output.message(&Answer::Received),
+                Err(error) => match error.downcast_ref() {
+                    Some(&Unusable { index, from: first }) => {
+                        self.output.message(&Answer::Unusable { index, from: first })?;
+                        skip_to_again(&mut self.input)?;
+                        from = first;
+                    }
+                    None => return Err(error),
+                },
+            }
+        }
+    }
+
+    fn watch(&mut self, token: &str, confirm: bool) -> Result<()> {
+        let output = &mut self.output;
+        let ended = activate::watch(token, confirm, &mut |line| {
+            let program = "switch-to-configuration".to_owned();
+            // If nobody hears it, the deployment goes on all the same.
+            let _ = output.message(&Answer::Output { program, line: line.to_owned() });
+        })?;
+        output.message(&Answer::Ended(ended))
+    }
+}
+
+/// Returns a root by its only name.
+///
+/// The `running` system has a daemon, and other roots are written directly: it must not be taken for
+/// one of those because it is named otherwise.
+fn whole(root: &str, running: &Path) -> Result<PathBuf> {
+    if root.len() > ROOT_LIMIT || !root.starts_with('/') || root.contains('\0') {
+        bail!(WireError::Garbled("the root is no absolute path"));
+    }
+    let whole = fs::canonicalize(root).ok().filter(|whole| whole.is_dir());
+    let Some(whole) = whole else { return Err(refused(format!("{root} is no directory there"))) };
+    if whole != running && ["", &STORE_DIR[1..]].iter().any(|dir| same(&whole.join(dir), &running.join(dir)))
+    {
+        return Err(refused(format!("{root} is the running system there; deploy to it without --root")));
+    }
+    Ok(whole)
+}
+
+fn same(one: &Path, other: &Path) -> bool {
+    let of = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    matches!((of(one), of(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+/// Returns the SHA-256 of this program.
+fn own_hash() -> Result<Vec<u8>> {
+    let reading = "reading this program";
+    let mut hashing = Hashing::new(std::io::sink());
+    let mut own = File::open("/proc/self/exe").context(reading)?;
+    std::io::copy(&mut own, &mut hashing).context(reading)?;
+    Ok(hashing.finish().0.0.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn the_running_system_goes_by_no_other_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["running/nix/store", "other/nix/store", "borrowed", "file"] {
+            fs::create_dir_all(at(name)).unwrap();
+        }
+        fs::write(at("file/x"), "").unwrap();
+        symlink(at("running"), at("link")).unwrap();
+        symlink(at("other"), at("other-link")).unwrap();
+        symlink(at("running/nix"), at("borrowed/nix")).unwrap();
+        let (running, other) =
+            (fs::canonicalize(at("running")).unwrap(), fs::canonicalize(at("other")).unwrap());
+        let whole_of = |root: &str| whole(root, &running).map_err(|error| error.to_string());
+        for (name, expected) in [
+            ("running", Ok(&running)),
+            ("running/nix/../.", Ok(&running)),
+            ("link", Ok(&running)),
+            ("other", Ok(&other)),
+            ("other-link", Ok(&other)),
+            ("borrowed", Err("is the running system there")),
+            ("file/x", Err("is no directory there")),
+            ("gone", Err("is no directory there")),
+        ] {
+            match (whole_of(at(name).to_str().unwrap()), expected) {
+                (Ok(found), expected) => assert_eq!(Ok(&found), expected, "{name}"),
+                (Err(error), expected) => {
+                    assert!(expected.is_err_and(|words| error.contains(words)), "{name}: {error}");
+                }
+            }
+        }
+        assert_eq!(whole("/..", Path::new("/")).unwrap(), Path::new("/"));
+        for odd in ["", ".", "mnt", "/mnt\0", &format!("/{}", "x/".repeat(ROOT_LIMIT))] {
+            assert!(whole_of(odd).is_err_and(|error| error.contains("is no absolute path")), "{odd:?}");
+        }
+    }
+}
