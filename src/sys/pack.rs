@@ -1,6 +1,6 @@
 //! zstd: pieces packed with what the other end has in mind, and archives.
 
-use std::io::Write;
+use std::io::{BufRead, Read, Write};
 
 use anyhow::{Context, Result};
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, get_error_name};
@@ -60,4 +60,14 @@ pub fn archive<W: Write>(out: W) -> Result<Packer<W>> {
     encoder.multithread(cores.min(WORKERS)).context("compressing on all cores")?;
     encoder.include_checksum(true).context("compressing")?;
     Ok(encoder)
+}
+
+// What `zstd --ultra -22` asks of its reader: memory, by the power of two.
+const READ_WINDOW_LOG: u32 = 27;
+
+/// Unpacks what zstd made of anything, as it is read.
+pub fn unpacking(packed: impl BufRead) -> Result<impl Read> {
+    let mut decoder = zstd::Decoder::with_buffer(packed).context("unpacking")?;
+    decoder.window_log_max(READ_WINDOW_LOG).context("unpacking")?;
+    Ok(decoder)
 }
