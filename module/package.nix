@@ -11,6 +11,7 @@ let
   commands = [
     "install-to-disk"
     "install-to-dir"
+    "install-via-ssh"
     "deploy-to-dir"
     "deploy-via-ssh"
   ];
@@ -23,6 +24,7 @@ rustPlatform.buildRustPackage {
   src = lib.fileset.toSource {
     root = ../.;
     fileset = lib.fileset.unions [
+      ../.cargo
       ../Cargo.lock
       ../Cargo.toml
       ../src

@@ -53,6 +53,9 @@ enum Command {
     Verify(Verify),
     /// Print completions for a shell
     Completions(Completions),
+    /// Replace what runs on a machine, whatever Linux it is, by the system
+    #[command(after_help = EXIT_CODES)]
+    InstallViaSsh(InstallViaSsh),
     // For those who build systems and packages, not for those who run them.
     /// Put the commands and the manifest into a system that is being built
     #[command(hide = true, after_help = EXIT_CODES)]
@@ -293,6 +296,87 @@ pub struct DeployViaSsh {
     pub common: Common,
 }
 
+#[derive(Args)]
+pub struct InstallViaSsh {
+    /// Machine, as ssh knows it: [USER@]HOST or ssh://[USER@]HOST[:PORT]; all that is on its disk is lost
+    #[arg(value_name = "HOST")]
+    pub host: Address,
+    /// Disk of the machine, by the name or the serial that it has there [default: the only one]
+    #[arg(long, value_name = "DISK")]
+    pub disk: Option<String>,
+    /// Layout of the disk, a JSON file [default: the system's own]
+    #[arg(long, value_name = "FILE")]
+    pub layout: Option<PathBuf>,
+    /// Encrypt what the system opens as NAME with the passphrase in FILE, byte for byte, rather than ask for it
+    #[arg(long, value_name = "NAME=FILE", value_parser = name_and_file)]
+    pub disk_encryption_key: Vec<(String, PathBuf)>,
+    #[command(flatten)]
+    pub extra: ExtraFiles,
+    /// Host keys of the machine once it runs the system
+    #[arg(long, value_name = "WHICH", default_value = "keep")]
+    pub host_keys: HostKeysWish,
+    /// Take only these of the phases, in their order
+    #[arg(long, value_name = "PHASES", value_delimiter = ',', default_value = "kexec,disk,install,reboot")]
+    phases: Vec<Phase>,
+    /// Start the rescue, and no more
+    #[arg(long, conflicts_with_all = ["phases", "no_reboot"])]
+    kexec_only: bool,
+    /// Leave the machine as it is when the system is on its disk
+    #[arg(long)]
+    no_reboot: bool,
+    /// Go on with what was begun, in the rescue that waits there
+    #[arg(long, conflicts_with_all = ["disk", "layout", "extra_files", "kexec_only", "dry_run", "plan", "hardware_report", "system"])]
+    pub resume: bool,
+    /// How long the rescue waits for us before the machine goes back to what it was
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = clap::value_parser!(u32).range(30..=86400))]
+    pub rescue_timeout: u32,
+    /// How long the machine may need to restart and answer as the system
+    #[arg(long, value_name = "SECONDS", default_value = "900", value_parser = clap::value_parser!(u32).range(5..=86400))]
+    pub wait_timeout: u32,
+    /// Do not wait until the machine answers as the system
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Write what is found out of the machine into a file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub hardware_report: Option<PathBuf>,
+    #[command(flatten)]
+    pub ssh: Ssh,
+    #[command(flatten)]
+    pub common: Common,
+    #[command(flatten)]
+    pub yes: Yes,
+}
+
+impl InstallViaSsh {
+    /// Returns what is to be done.
+    pub fn phases(&self) -> Vec<Phase> {
+        if self.kexec_only {
+            return vec![Phase::Kexec];
+        }
+        self.phases.iter().copied().filter(|phase| !self.no_reboot || *phase != Phase::Reboot).collect()
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Phase {
+    /// Jump into the rescue
+    Kexec,
+    /// Lay out the disk and make its file systems
+    Disk,
+    /// Put the system onto it
+    Install,
+    /// Restart, and look whether the machine runs the system
+    Reboot,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum HostKeysWish {
+    /// Those that it has
+    Keep,
+    /// A new one, which is printed
+    New,
+}
+
 /// How machines are reached.
 #[derive(Args)]
 pub struct Ssh {
@@ -395,6 +479,9 @@ pub fn description() -> clap::Command {
 /// Runs the command that the process was started with and returns its exit code.
 pub fn main() -> i32 {
     let words: Vec<OsString> = std::env::args_os().collect();
+    if commands::rescue::is_it() {
+        commands::rescue::main();
+    }
     if words.get(1).is_some_and(|word| word == namespace::WORD) {
         namespace::fence_main(words.into_iter().skip(2));
     }
@@ -418,6 +505,7 @@ fn perform(command: Command) -> Result<i32> {
         Command::InstallToDir(args) => commands::install_to_dir::run(&args).map(|()| 0),
         Command::DeployToDir(args) => commands::deploy_to_dir::run(&args).map(|()| 0),
         Command::DeployViaSsh(args) => commands::deploy_via_ssh::run(&args),
+        Command::InstallViaSsh(args) => commands::install_via_ssh::run(&args).map(|()| 0),
         Command::Serve(args) => commands::serve::run(&args).map(|()| 0),
         Command::Activate(args) => activate::perform(&args.token).map(|()| 0),
         Command::Rollback(args) => activate::give_up(&args.token).map(|()| 0),

@@ -2,6 +2,8 @@
 //!
 //! [`crate::probe`] fills them in; deciding on them needs no machine.
 
+pub mod target;
+
 use std::fmt;
 use std::path::PathBuf;
 
@@ -14,6 +16,9 @@ use crate::disk::layout::DiskLayout;
 use crate::disk::picture::{self, Drawing, Part};
 use crate::size::Bytes;
 use crate::store::path::StorePath;
+
+pub mod hardware;
+pub mod network;
 
 /// A directory that holds a system, and what it lacks of another one.
 #[derive(Clone, Debug)]

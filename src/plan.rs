@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::failure::refused;
 use crate::size::Bytes;
@@ -17,17 +17,23 @@ use crate::system::claim::Directory;
 mod archive;
 mod deploy;
 mod disk;
+mod drivers;
+pub mod network;
 mod remote;
+mod replace;
 mod script;
 
 pub use archive::{Archive, ArchiveStep, install_to_archive};
 pub use deploy::{DeployStep, DeployWishes, deploy_to_dir, takes_deployments};
 pub use disk::{DiskStep, DiskWishes, install_to_disk};
-pub use remote::{Missing, RemoteStep, RemoteWishes, deploy_via_ssh, takes_system};
+pub use drivers::{Also, Drivers, Undriven, drivers};
+pub use network::Carried;
+pub use remote::{HostKeys, Missing, RemoteStep, RemoteWishes, deploy_via_ssh, takes_system};
+pub use replace::{Choice, Demand, Replacement, can_be_replaced, can_jump, disk_of, replace_via_ssh};
 pub use script::{Script, script};
 
 /// The steps of one command, in order, and what a person should know before they are taken.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Plan {
     pub purpose: Purpose,
@@ -45,7 +51,7 @@ pub struct Plan {
 }
 
 /// What a plan is for.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Purpose {
     /// The target becomes a root that holds the system.
@@ -57,7 +63,7 @@ pub enum Purpose {
 }
 
 /// How much a closure is.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     pub paths: usize,
     /// The sum of the NAR sizes.
@@ -67,7 +73,7 @@ pub struct Summary {
 }
 
 /// One thing to do. [`fmt::Display`] says it in the imperative.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "camelCase")]
 pub enum Step {
     /// Mark the directory as ours and unfinished.

@@ -20,10 +20,16 @@ use crate::size::Bytes;
 use crate::sys::ioctl;
 
 mod dir;
+mod hardware;
 mod host;
+mod network;
+mod target;
 
 pub use dir::{dir, free_space, is_live_root};
+pub use hardware::hardware;
 pub use host::host;
+pub use network::network;
+pub use target::target;
 
 // Kernel memory, drives and tapes that are no place for a system.
 const NO_DISKS: [&str; 4] = ["ram", "zram", "sr", "fd"];

@@ -7,11 +7,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 
-use crate::plan::{Plan, Step};
+use crate::plan::{Plan, RemoteStep, Step};
 use crate::progress::{Event, Progress};
 use crate::store::closure::Closure;
 use crate::store::copy;
 use crate::store::db::{self, Lock};
+use crate::store::path::StorePath;
 use crate::sys::file;
 use crate::sys::secret::Secret;
 use crate::system::claim::Claim;
@@ -20,14 +21,57 @@ use crate::system::{extra_files, identity, profile};
 mod archive;
 mod deploy;
 mod disk;
+mod installation;
+mod network;
 
 pub use archive::exists;
 pub use deploy::Held;
+pub use installation::Installation;
+pub use network::bring_up;
 
-/// Where the system comes from.
+/// Where the system comes from: a root of this machine.
 pub struct Source {
     pub root: PathBuf,
     pub closure: Closure,
+}
+
+/// What fills a root: a [`Source`] of this machine, or whoever is at the other end of a wire.
+pub trait Supply {
+    fn system(&self) -> &StorePath;
+
+    /// Fills the store of `root` with the closure.
+    fn copy(&mut self, root: &Path, progress: &dyn Progress) -> Result<()>;
+
+    /// Makes the closure valid in `root`, which holds it.
+    fn register(&mut self, root: &Path) -> Result<()>;
+
+    /// Lays the person's own files, which are in `from` at the source, over `root`.
+    fn extra_files(&mut self, from: &Path, root: &Path) -> Result<()>;
+
+    /// Gives `root` the SSH host keys that it is to have, if it is given any.
+    fn host_keys(&mut self, root: &Path) -> Result<()>;
+}
+
+impl Supply for &Source {
+    fn system(&self) -> &StorePath {
+        &self.closure.system
+    }
+
+    fn copy(&mut self, root: &Path, progress: &dyn Progress) -> Result<()> {
+        copy::closure(&self.closure.paths, &self.root, root, progress).map(drop)
+    }
+
+    fn register(&mut self, root: &Path) -> Result<()> {
+        db::register(root, &self.closure.paths, now())
+    }
+
+    fn extra_files(&mut self, from: &Path, root: &Path) -> Result<()> {
+        extra_files::copy(from, root).map(drop)
+    }
+
+    fn host_keys(&mut self, _: &Path) -> Result<()> {
+        bail!("the host keys of a machine come from the machine itself; this is for another machine")
+    }
 }
 
 /// What the steps so far have made, for those that follow. Dropping it releases everything.
@@ -68,31 +112,43 @@ fn perform_in(
     progress: &dyn Progress,
 ) -> Result<()> {
     for (number, step) in plan.steps.iter().enumerate() {
-        progress.event(Event::Step { number: number + 1, of: plan.steps.len(), title: step.to_string() });
-        take(step, source, keys, &mut made, progress)?;
+        begin(plan, number, progress);
+        match step {
+            Step::Archive(step) => archive::take(step, source, &mut made, progress)?,
+            Step::Deploy(step) => deploy::take(step, source, &mut made, progress)?,
+            step => take(step, &mut &*source, keys, &mut made, progress)?,
+        }
     }
     Ok(())
 }
 
-fn take(step: &Step, source: &Source, keys: &Keys, made: &mut Made, progress: &dyn Progress) -> Result<()> {
+fn begin(plan: &Plan, number: usize, progress: &dyn Progress) {
+    let title = plan.steps[number].to_string();
+    progress.event(Event::Step { number: number + 1, of: plan.steps.len(), title });
+}
+
+fn take(
+    step: &Step,
+    supply: &mut dyn Supply,
+    keys: &Keys,
+    made: &mut Made,
+    progress: &dyn Progress,
+) -> Result<()> {
     match step {
         Step::Claim { dir } => {
             fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
-            made.claim = Some(Claim::start(dir, &source.closure.system)?);
+            made.claim = Some(Claim::start(dir, supply.system())?);
             made.root = Some(dir.clone());
         }
-        Step::Disk(step) => disk::take(step, source, keys, made, progress)?,
-        Step::Archive(step) => archive::take(step, source, made, progress)?,
-        Step::Deploy(step) => deploy::take(step, source, made, progress)?,
-        Step::Remote(step) => bail!("{step}: that is for another machine"),
+        Step::Disk(step) => disk::take(step, supply, keys, made, progress)?,
+        Step::Remote(RemoteStep::HostKeys { .. }) => supply.host_keys(made.root())?,
+        Step::Archive(_) | Step::Deploy(_) | Step::Remote(_) => {
+            bail!("{step}: that is not for this machine")
+        }
         Step::Prepare => identity::prepare(made.root())?,
-        Step::Copy { .. } => {
-            copy::closure(&source.closure.paths, &source.root, made.root(), progress)?;
-        }
-        Step::Register { .. } => db::register(made.root(), &source.closure.paths, now())?,
-        Step::ExtraFiles { from } => {
-            extra_files::copy(from, made.root())?;
-        }
+        Step::Copy { .. } => supply.copy(made.root(), progress)?,
+        Step::Register { .. } => supply.register(made.root())?,
+        Step::ExtraFiles { from } => supply.extra_files(from, made.root())?,
         Step::Profile { system } => {
             profile::set(made.root(), system)?;
         }
@@ -105,6 +161,7 @@ fn take(step: &Step, source: &Source, keys: &Keys, made: &mut Made, progress: &d
     Ok(())
 }
 
-fn now() -> i64 {
+/// Returns the seconds since 1970, as they stand in a Nix database.
+pub fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
 }

@@ -1,3 +1,4 @@
-//! What starts the system: its boot loader.
+//! What starts the system: its boot loader, or the kernel that runs.
 
+pub mod kexec;
 pub mod loader;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::{own_mounts, print_plan};
+use super::print_plan;
 use crate::cli::{Common, PlanForm};
 use crate::failure::{refused, usage};
 use crate::plan::{self, Archive, Summary, Wishes};
@@ -14,7 +14,7 @@ use crate::probe;
 use crate::progress::{Event, Progress};
 use crate::run::{self, Keys, Source};
 use crate::store::closure;
-use crate::sys::interrupt;
+use crate::sys::{interrupt, own_mounts};
 
 pub fn run(name: &Path, wishes: &Wishes, common: &Common, progress: &dyn Progress) -> Result<()> {
     let archive = target(Archive::parse(name)?, &common.from)?;
@@ -38,7 +38,7 @@ pub fn run(name: &Path, wishes: &Wishes, common: &Common, progress: &dyn Progres
     if archive == Archive::Stdout {
         takes_bytes(common)?;
     }
-    own_mounts()?;
+    own_mounts::make()?;
     interrupt::say(match &archive {
         Archive::Stdout => "what was written is no whole archive".to_owned(),
         Archive::File { path, .. } => format!("{} was not written", path.display()),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::{confirm, install_to_dir, own_mounts, print_plan, require_root, system};
+use super::{confirm, install_to_dir, print_plan, require_root, system};
 use crate::cli::{DeployToDir, PlanForm};
 use crate::failure::refused;
 use crate::plan::{self, DeployWishes, Plan, Summary, Wishes};
@@ -13,7 +13,7 @@ use crate::progress::{Event, Progress};
 use crate::run::{self, Held, Source};
 use crate::store::closure::{self, Closure};
 use crate::store::db::Lock;
-use crate::sys::interrupt;
+use crate::sys::{interrupt, own_mounts};
 use crate::system::claim::{self, Claim};
 
 pub fn run(args: &DeployToDir) -> Result<()> {
@@ -76,7 +76,7 @@ fn act(
     if !args.yes.yes {
         confirm(plan, &format!("Type yes to update {shown}:"), &["yes"])?;
     }
-    own_mounts()?;
+    own_mounts::make()?;
     interrupt::say(format!("{shown} keeps a whole system: run the same command again to go on"));
     run::deploy(plan, source, held, progress)
         .with_context(|| format!("deploying to {shown}; the same command again goes on where it stopped"))?;

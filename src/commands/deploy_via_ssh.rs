@@ -2,16 +2,16 @@
 
 mod host;
 mod hosts_file;
-mod prepared;
 mod record;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Error, Result};
 
+use super::remote::{self, Prepared};
 use super::system;
 use crate::cli::{DeployViaSsh, PlanForm};
 use crate::failure::{Failure, refused, usage};
@@ -20,11 +20,9 @@ use crate::progress::{Event, Hosts, Manner, OfHost, Progress};
 use crate::ssh::{Address, Questions, Settings};
 use crate::store::path::StorePath;
 use crate::sys::interrupt;
-use crate::sys::secret::Secret;
 use crate::system::deployment::Action;
 use crate::wire::parcels::Parcels;
 use host::{Outcome, Story};
-use prepared::Prepared;
 use record::{Last, Record};
 
 // What stands before the words of a failure, where no code tells.
@@ -47,8 +45,8 @@ pub fn run(args: &DeployViaSsh) -> Result<i32> {
     let beside = Arc::clone(&hosts);
     let all = All {
         args,
-        settings: settings(args, &systems)?,
-        questions: Questions::on_terminal(own_program()?, move |ask| beside.aside(ask)),
+        settings: remote::settings(&args.ssh, systems.values().find_map(|prepared| prepared.client.clone()))?,
+        questions: Questions::on_terminal(remote::own_program()?, move |ask| beside.aside(ask)),
         parcels: Parcels::new(from, targets.len() > 1)?,
         hosts,
         names,
@@ -82,34 +80,6 @@ fn targets(args: &DeployViaSsh) -> Result<Vec<(Address, StorePath)>> {
         Some((twice, _)) => Err(usage(format!("{twice} is named twice; name each machine once"))),
         None => Ok(targets),
     }
-}
-
-fn settings(args: &DeployViaSsh, systems: &BTreeMap<StorePath, Prepared>) -> Result<Settings> {
-    let client = systems.values().find_map(|prepared| prepared.client.clone());
-    Ok(Settings {
-        client: client.unwrap_or_else(|| "ssh".into()),
-        config: args.ssh.config.clone(),
-        port: args.ssh.port,
-        identity: args.ssh.identity.clone(),
-        jump: args.ssh.jump.clone(),
-        options: args.ssh.options.clone(),
-        sudo: args.ssh.sudo,
-        sudo_password: args.ssh.sudo_password_file.as_deref().map(password_in).transpose()?,
-    })
-}
-
-/// Reads a password: the only line of a file.
-fn password_in(file: &Path) -> Result<Arc<Secret>> {
-    let secret = Secret::read(file).map_err(|error| usage(format!("{error:#}")))?;
-    let line = secret.bytes().strip_suffix(b"\n").unwrap_or(secret.bytes());
-    if line.is_empty() || line.iter().any(u8::is_ascii_control) {
-        return Err(usage(format!("{} holds no password; it is one line of text", file.display())));
-    }
-    Ok(Arc::new(Secret::new(line.to_vec())))
-}
-
-fn own_program() -> Result<PathBuf> {
-    std::env::current_exe().context("finding this program")
 }
 
 /// What each machine gets, and what all stories share.

@@ -12,7 +12,8 @@ use crate::sys::file::Staged;
 use crate::templates::{self, Entry};
 
 /// The commands that install the system elsewhere: each has a script in the system's `bin/`.
-pub const ENTRIES: [&str; 4] = ["install-to-disk", "install-to-dir", "deploy-to-dir", "deploy-via-ssh"];
+pub const ENTRIES: [&str; 5] =
+    ["install-to-disk", "install-to-dir", "install-via-ssh", "deploy-to-dir", "deploy-via-ssh"];
 
 // The kernel reads 256 bytes of a script's first line, `#!` and the end of the line included.
 const INTERPRETER_LIMIT: usize = 253;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{archive, confirm, own_mounts, print_plan, require_root, system};
+use super::{archive, confirm, print_plan, require_root, system};
 use crate::cli::{InstallToDir, PlanForm};
 use crate::failure::{refused, usage};
 use crate::plan::{self, Summary, Wishes};
@@ -14,7 +14,7 @@ use crate::progress::Event;
 use crate::run::{self, Keys, Source};
 use crate::store::closure;
 use crate::store::copy;
-use crate::sys::interrupt;
+use crate::sys::{interrupt, own_mounts};
 use crate::system::claim::{self, Directory};
 use crate::system::extra_files;
 
@@ -49,7 +49,7 @@ pub fn run(args: &InstallToDir) -> Result<()> {
     if !args.yes.yes && matches!(&state, Directory::Complete { .. }) {
         confirm(&plan, &format!("Type yes to update {}:", dir.display()), &["yes"])?;
     }
-    own_mounts()?;
+    own_mounts::make()?;
     let shown = dir.display();
     interrupt::say(format!("{shown} is unfinished: run the same command again to complete it"));
     let source = Source { root: common.from.clone(), closure };

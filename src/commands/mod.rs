@@ -3,12 +3,16 @@
 mod archive;
 pub mod deploy_to_dir;
 pub mod deploy_via_ssh;
+mod disk_wishes;
 pub mod enter;
 pub mod generate;
 pub mod install_to_dir;
 pub mod install_to_disk;
+pub mod install_via_ssh;
 mod keys;
 pub mod man;
+mod remote;
+pub mod rescue;
 pub mod serve;
 pub mod verify;
 
@@ -140,13 +144,4 @@ fn resolve(root: &Path, path: &Path) -> Result<StorePath> {
         "{}{seen} leads to no store path; name a system such as /run/current-system",
         path.display()
     )))
-}
-
-/// Gives this process mounts of its own, which go with it however it ends.
-fn own_mounts() -> Result<()> {
-    use nix::mount::{MsFlags, mount};
-    use nix::sched::{CloneFlags, unshare};
-    unshare(CloneFlags::CLONE_NEWNS).context("making a private mount namespace")?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
-        .context("making the mounts private")
 }

@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use crate::cli::Serve;
 use crate::failure::usage;
-use crate::wire::server;
+use crate::wire::server::{self, Place};
 
 // What is asked comes in pieces of a few hundred KiB.
 const BUFFER: usize = 64 << 10;
@@ -18,7 +18,7 @@ pub fn run(args: &Serve) -> Result<()> {
         remove(dir)?;
     }
     let input = BufReader::with_capacity(BUFFER, io::stdin());
-    server::serve(input, BufWriter::with_capacity(BUFFER, io::stdout()))
+    server::serve(Place::Machine, input, BufWriter::with_capacity(BUFFER, io::stdout()))
 }
 
 /// Removes this program and the directory that was made for it: it runs, so nobody needs its name.

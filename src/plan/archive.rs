@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Plan, Purpose, Step, Summary, Wishes};
 use crate::failure::{refused, usage};
@@ -12,7 +12,7 @@ use crate::size::Bytes;
 use crate::store::path::StorePath;
 
 /// Where an archive goes.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "camelCase")]
 pub enum Archive {
     /// To stdout, packed with zstd.
@@ -46,7 +46,7 @@ impl fmt::Display for Archive {
 }
 
 /// One thing to do for an archive.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "camelCase")]
 pub enum ArchiveStep {
     /// Make all but the store's contents, in memory.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Plan, Purpose, Step, Summary, Wishes};
 use crate::facts::{DirFacts, SystemFacts};
@@ -14,7 +14,7 @@ use crate::store::path::StorePath;
 use crate::system::claim::Directory;
 
 /// One thing to do in a root that holds a system already.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "camelCase")]
 pub enum DeployStep {
     CopyMissing {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Plan, Purpose, Step, Summary, Wishes, fill_root};
 use crate::boot::loader::Loader;
@@ -17,7 +17,7 @@ use crate::failure::refused;
 use crate::size::Bytes;
 
 /// The steps that only a disk has.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "camelCase")]
 pub enum DiskStep {
     /// Create a sparse image file.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Plan, Purpose, Step, Summary};
 use crate::facts::{HostFacts, SystemFacts};
@@ -13,7 +13,7 @@ use crate::store::path::StorePath;
 use crate::system::deployment::Action;
 
 /// One thing to do on another machine.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "camelCase")]
 pub enum RemoteStep {
     /// Send what is missing there.
@@ -41,6 +41,31 @@ pub enum RemoteStep {
         system: StorePath,
     },
     Reboot,
+    /// Start the rescue in the place of all that runs, and reach it.
+    Jump {
+        kernel: Bytes,
+        initrd: Bytes,
+        modules: usize,
+    },
+    /// Send into the machine's memory what the steps on its disk need.
+    SendTools {
+        paths: usize,
+        bytes: Bytes,
+    },
+    /// Put the SSH host keys of the machine into the root.
+    HostKeys {
+        which: HostKeys,
+    },
+}
+
+/// Which host keys a machine has once it runs another system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum HostKeys {
+    /// Those that it has had.
+    Keep,
+    /// One that was made for it.
+    New,
 }
 
 impl fmt::Display for RemoteStep {
@@ -62,6 +87,19 @@ impl fmt::Display for RemoteStep {
             }
             RemoteStep::DryActivate { system } => {
                 write!(f, "Tell what running {} would change", system.name())
+            }
+            RemoteStep::Jump { kernel, initrd, modules } => write!(
+                f,
+                "Jump into the rescue: the system's own kernel, {kernel}, and an initrd of {initrd} with {modules} modules"
+            ),
+            RemoteStep::SendTools { paths, bytes } => {
+                write!(f, "Send {paths} store paths of tools into its memory, {bytes}")
+            }
+            RemoteStep::HostKeys { which: HostKeys::Keep } => {
+                write!(f, "Keep the machine's SSH host keys")
+            }
+            RemoteStep::HostKeys { which: HostKeys::New } => {
+                write!(f, "Give the machine a new SSH host key")
             }
             RemoteStep::Reboot => write!(f, "Restart the machine, and look what it runs then"),
         }

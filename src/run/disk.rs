@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{Keys, Made as AllMade, Source};
+use super::{Keys, Made as AllMade, Supply};
 use crate::boot::loader::{self, Install, Loader, TargetDisk, TargetPartition, link_name};
 use crate::disk::contents;
 use crate::disk::device::{self, Disk, kernel_name};
@@ -20,6 +20,7 @@ use crate::disk::table::{self, Slot, Table};
 use crate::plan::DiskStep;
 use crate::progress::Progress;
 use crate::size::Bytes;
+use crate::store::path::StorePath;
 use crate::sys::ioctl;
 use crate::sys::namespace::{DeviceNode, Output};
 use crate::system::{enter, identity};
@@ -63,7 +64,7 @@ const WORK: &str = "/run/nixos-install-via";
 
 pub fn take(
     step: &DiskStep,
-    source: &Source,
+    supply: &dyn Supply,
     keys: &Keys,
     made: &mut AllMade,
     progress: &dyn Progress,
@@ -104,7 +105,7 @@ pub fn take(
                 .with_context(|| format!("writing the partition table of {}", shown.display()))?;
         }
         DiskStep::InstallLoader { loader, esp, efi_variables } => {
-            install_loader(made, source, loader, esp.as_deref(), *efi_variables, progress)?;
+            install_loader(made, supply.system(), loader, esp.as_deref(), *efi_variables, progress)?;
         }
         DiskStep::Release { .. } => release(made)?,
     }
@@ -168,14 +169,13 @@ fn partition(made: &mut Made, path: &Path, image: bool, table: &Table) -> Result
 
 fn install_loader(
     made: &AllMade,
-    source: &Source,
+    system: &StorePath,
     loader: &Loader,
     esp: Option<&Path>,
     efi_variables: bool,
     progress: &dyn Progress,
 ) -> Result<()> {
     let root = made.root();
-    let system = &source.closure.system;
     let before = identity::note(root)?;
     let whole = made.disk.whole.as_ref().expect("a plan partitions the disk first").path();
     let target = TargetDisk {

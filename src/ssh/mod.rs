@@ -8,13 +8,15 @@ pub mod askpass;
 mod bootstrap;
 mod client;
 mod connection;
+mod keys;
 mod questions;
+pub mod server;
 mod talk;
 
 use std::cell::Cell;
 use std::io::BufReader;
 use std::path::PathBuf;
-use std::process::{ChildStdin, ChildStdout};
+use std::process::{ChildStdin, ChildStdout, Command};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -22,10 +24,13 @@ use anyhow::{Context, Result};
 pub use address::{Address, AddressError};
 pub use client::{ClientOption, OptionError, Settings};
 pub use connection::Connection;
+pub use keys::{KeyPair, fingerprint, public_of};
 pub use questions::{Ask, Manner, Questions};
 
 use askpass::Desk;
 use bootstrap::Bootstrap;
+use connection::Pipes;
+use questions::Inquiry;
 
 use crate::sys::secret::Secret;
 
@@ -75,6 +80,32 @@ pub fn start(
         .with_context(|| format!("starting the far end on {address}"))
 }
 
+/// Runs a command on a machine whose answer is a far end at once: that of a rescue.
+pub fn reach(address: &Address, settings: &Settings, remote: &str, questions: &Questions) -> Result<Far> {
+    let client = client::command(address, settings, remote);
+    let inquiry = Arc::new(questions.of_connection());
+    let ((input, output), connection) = connect(client, questions, &inquiry, |_| ())?;
+    Ok(Far { input, output, connection })
+}
+
+/// Starts the client, whose questions come to us.
+fn connect(
+    mut client: Command,
+    questions: &Questions,
+    inquiry: &Arc<Inquiry>,
+    heard: impl Fn(&str) + Send + 'static,
+) -> Result<(Pipes, Connection)> {
+    // Who has set a program of their own for such questions wants to see that one.
+    let desk = if questions.are_answered() && std::env::var_os("SSH_ASKPASS").is_none() {
+        let desk = Desk::open(Arc::clone(inquiry), questions.program())?;
+        desk.serve(&mut client);
+        Some(desk)
+    } else {
+        None
+    };
+    Connection::start(client, desk, heard)
+}
+
 fn begin(
     address: &Address,
     settings: &Settings,
@@ -85,16 +116,8 @@ fn begin(
 ) -> Result<Far> {
     let inquiry = Arc::new(questions.of_connection());
     let bootstrap = Bootstrap::new(binary, settings.sudo, words);
-    let mut client = client::command(address, settings, &bootstrap.remote());
-    // Who has set a program of their own for such questions wants to see that one.
-    let desk = if questions.are_answered() && std::env::var_os("SSH_ASKPASS").is_none() {
-        let desk = Desk::open(Arc::clone(&inquiry), questions.program())?;
-        desk.serve(&mut client);
-        Some(desk)
-    } else {
-        None
-    };
-    let ((mut input, mut output), connection) = Connection::start(client, desk, heard)?;
+    let client = client::command(address, settings, &bootstrap.remote());
+    let ((mut input, mut output), connection) = connect(client, questions, &inquiry, heard)?;
     let question = format!("Password for sudo on {address}:");
     // One that is asked for again was wrong, and a person may know better.
     let first = Cell::new(settings.sudo_password.as_deref());

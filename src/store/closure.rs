@@ -25,6 +25,18 @@ impl Closure {
     pub fn size(&self) -> Bytes {
         self.paths.iter().map(|info| info.nar_size).sum()
     }
+
+    /// Returns those of `objects` that are part of it, and all they refer to, each after that.
+    pub fn part(&self, objects: &[StorePath]) -> Vec<PathInfo> {
+        let mut wanted: BTreeSet<&StorePath> = objects.iter().collect();
+        // What refers to something stands behind it, so one way back finds all.
+        for info in self.paths.iter().rev() {
+            if wanted.contains(&info.path) {
+                wanted.extend(&info.references);
+            }
+        }
+        self.paths.iter().filter(|info| wanted.contains(&info.path)).cloned().collect()
+    }
 }
 
 /// Reads the closure of `system` from a root: from its database, or, where there is none, by looking
@@ -120,6 +132,18 @@ mod tests {
             let sorted = sort(infos(edges));
             let names: Vec<&str> = sorted.iter().map(|info| info.path.name()).collect();
             assert_eq!(names.join(" "), order);
+        }
+    }
+
+    #[test]
+    fn a_part_is_closed_and_in_order() {
+        let edges = [("a", "b c"), ("b", "c"), ("c", ""), ("d", "d c"), ("e", "a d")];
+        let closure = Closure { system: path("e"), paths: sort(infos(&edges)) };
+        for (objects, part) in [("b", "c b"), ("d c", "c d"), ("e", "c b a d e"), ("", ""), ("x", "")] {
+            let objects: Vec<StorePath> = objects.split_whitespace().map(path).collect();
+            let names: Vec<String> =
+                closure.part(&objects).iter().map(|info| info.path.name().to_owned()).collect();
+            assert_eq!(names.join(" "), part);
         }
     }
 

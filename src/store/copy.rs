@@ -732,7 +732,8 @@ mod tests {
         assert_eq!(error.downcast_ref(), Some(&CopyError::Missing { path: plain.clone() }), "{error:#}");
         staged_nothing(&to);
 
-        let (from, closure) = source();
+        // Another target: what the first one got before it failed would be kept, and not read again.
+        let ((from, closure), to) = (source(), Nix::new());
         let twin = named(&closure, "twin").in_root(from.root());
         let _socket = std::os::unix::net::UnixListener::bind(twin.join("zz")).unwrap();
         let error = super::closure(&closure.paths, from.root(), to.root(), &Silent).unwrap_err();

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::sys::sha256::{BLOCK, Kernel, States};
+use nixos_install_via_sha256::{BLOCK, Kernel, States};
 
 /// The SHA-256 of a store object's NAR. Prints as `sha256:` and 64 lower-case hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -14,7 +14,7 @@ use std::thread;
 use anyhow::Result;
 
 use super::hash::NarHash;
-use crate::sys::sha256::{BLOCK, Kernel, States};
+use nixos_install_via_sha256::{BLOCK, Kernel, States};
 
 const BUFFER: usize = 32 << 10;
 // 0x80, zeros and the length take at most two blocks.

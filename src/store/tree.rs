@@ -19,7 +19,8 @@ use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
 // Shorter runs of zeros cost more as an extent of their own than as blocks.
 const HOLE: u64 = 64 << 10;
-static ZEROS: [u8; HOLE as usize] = [0; HOLE as usize];
+// A part of the binary, so not as many as fit into a hole.
+static ZEROS: [u8; 4 << 10] = [0; 4 << 10];
 
 /// The time stamp of everything in a store: one second after the epoch.
 const MTIME: TimeSpec = TimeSpec::new(1, 0);
@@ -214,7 +215,13 @@ impl Writing {
             self.at += zeros;
             return Ok(());
         }
-        self.write(&ZEROS[..zeros as usize])
+        let mut left = zeros as usize;
+        while left > 0 {
+            let count = left.min(ZEROS.len());
+            self.write(&ZEROS[..count])?;
+            left -= count;
+        }
+        Ok(())
     }
 
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {

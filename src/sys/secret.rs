@@ -7,11 +7,13 @@ use std::path::Path;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 
 // What cryptsetup reads of a key file at the most.
 const LIMIT: usize = 8 << 20;
 
 /// Bytes that are forgotten when they are dropped.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct Secret(Vec<u8>);
 
 impl Secret {

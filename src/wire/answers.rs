@@ -10,6 +10,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::frame::{Reader, WireError};
 use super::message::Answer;
@@ -47,7 +50,9 @@ impl Answers {
             loop {
                 let answer = reader.message::<Answer>().and_then(|answer| answer.map(tamed).transpose());
                 let answer = match answer.transpose() {
-                    Some(Ok(Answer::Missing { .. })) if waits.swap(true, Ordering::SeqCst) => {
+                    Some(Ok(Answer::Missing { .. } | Answer::Wanted { .. }))
+                        if waits.swap(true, Ordering::SeqCst) =>
+                    {
                         Err(OUT_OF_PLACE.into())
                     }
                     Some(answer) => answer,
@@ -63,7 +68,7 @@ impl Answers {
     }
 
     fn heard(&self, answer: Result<Answer>) -> Result<Answer> {
-        if let Ok(Answer::Missing { .. }) = answer {
+        if let Ok(Answer::Missing { .. } | Answer::Wanted { .. }) = answer {
             self.list.store(false, Ordering::SeqCst);
         }
         answer
@@ -139,6 +144,7 @@ fn tamed(answer: Answer) -> Result<Answer> {
             platform: facts.platform.map(|name| shown(&name, NAME_LIMIT)),
             ..*facts
         })),
+        Answer::Target(facts) => Answer::Target(Box::new(all_shown(&*facts)?)),
         // The line is shown by who shows events, whose other lines come from programs here.
         Answer::Output { program, line } => {
             Answer::Output { program: shown(&program, NAME_LIMIT), line: cut(&line, TEXT_LIMIT) }
@@ -158,6 +164,21 @@ fn tamed(answer: Answer) -> Result<Answer> {
 // It is sent back over a new connection, and could be part of a file's or a unit's name.
 fn is_token(text: &str) -> bool {
     (1..=NAME_LIMIT).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Returns facts in which each text can be shown.
+fn all_shown<T: Serialize + DeserializeOwned>(facts: &T) -> Result<T> {
+    fn tame(value: &mut Value) {
+        match value {
+            Value::String(text) => *text = shown(text, TEXT_LIMIT),
+            Value::Array(all) => all.iter_mut().for_each(tame),
+            Value::Object(fields) => fields.values_mut().for_each(tame),
+            Value::Null | Value::Bool(_) | Value::Number(_) => (),
+        }
+    }
+    let mut value = serde_json::to_value(facts).map_err(|_| WireError::Garbled("facts are of no use"))?;
+    tame(&mut value);
+    Ok(serde_json::from_value(value).map_err(|_| WireError::Garbled("facts are of no use"))?)
 }
 
 fn shown(text: &str, limit: usize) -> String {

@@ -1,6 +1,6 @@
 //! The near end of a conversation.
 
-use std::io::{BufWriter, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,13 +8,17 @@ use anyhow::{Context, Result, bail};
 
 use super::VERSION;
 use super::answers::{Answers, overhear};
-use super::frame::{WireError, Writer};
-use super::message::{Answer, Ask, Similar};
+use super::frame::{DATA_LIMIT, WireError, Writer};
+use super::message::{Answer, Ask, Installation, Similar};
 use super::parcels::Parcels;
 use super::sending::{self, Item};
 use crate::facts::HostFacts;
-use crate::progress::{Progress, Silent};
+use crate::facts::target::TargetFacts;
+use crate::plan::Plan;
+use crate::progress::{Event, Progress, Silent};
+use crate::store::PathInfo;
 use crate::store::path::StorePath;
+use crate::sys::bundle;
 use crate::system::deployment::{Deployment, Ended};
 
 // A far end says something at once, or not at all; but it may be started by a slow disk over a slow link.
@@ -136,6 +140,85 @@ impl Client {
         })
     }
 
+    /// Looks at the machine as one that is to run another system. Paths that are missing may then be sent
+    /// into its memory.
+    pub fn examine(&mut self) -> Result<TargetFacts> {
+        self.ask(&Ask::Examine, &Silent, |answer| match answer {
+            Answer::Target(facts) => Heard::All(*facts),
+            other => Heard::Other(other),
+        })
+    }
+
+    /// Makes the machine start a kernel with an initrd, and returns when it is about to.
+    pub fn jump(
+        &mut self,
+        command_line: &str,
+        kernel: &mut dyn Read,
+        initrd: &mut dyn Read,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let question = Ask::Jump { command_line: command_line.to_owned() };
+        let mut sent = || {
+            self.writer.message(&question)?;
+            send_data(&mut self.writer, kernel, progress)?;
+            send_data(&mut self.writer, initrd, progress)?;
+            self.writer.0.flush().context("sending")
+        };
+        if let Err(error) = sent() {
+            return Err(self.answers.instead_of(error));
+        }
+        self.hear(progress, |answer| match answer {
+            Answer::Jumping => Heard::All(()),
+            other => Heard::Other(other),
+        })
+    }
+
+    /// Performs a plan on the machine's disk, and sends what it asks for on the way.
+    pub fn install(
+        &mut self,
+        installation: Installation,
+        supplies: &Supplies,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let steps = supplies.plan.steps.len();
+        self.said(&Ask::Install(installation)).map_err(|error| self.answers.instead_of(error))?;
+        loop {
+            match self.answers.wait()? {
+                Answer::Installed => return Ok(()),
+                Answer::Begins { step } => {
+                    let step = supplies.first + step as usize;
+                    let Some(title) = supplies.plan.steps.get(step).map(ToString::to_string) else {
+                        bail!(WireError::Garbled("it begins with a step that the plan has not"));
+                    };
+                    progress.event(Event::Step { number: step + 1, of: steps, title });
+                }
+                Answer::Wanted { paths } if paths.is_empty() => (),
+                Answer::Wanted { paths } => {
+                    let info = |index: u32| supplies.paths.get(index as usize).cloned();
+                    let wanted: Option<Vec<PathInfo>> = paths.into_iter().map(info).collect();
+                    let Some(wanted) = wanted else {
+                        bail!(WireError::Garbled("it wants what nobody offers"))
+                    };
+                    progress.event(Event::Start { total: wanted.iter().map(|info| info.nar_size).sum() });
+                    let items = wanted.into_iter().map(|info| Item { info, base: None }).collect();
+                    let sent = self.send(items, supplies.parcels, progress);
+                    progress.event(Event::Finish);
+                    sent?;
+                }
+                Answer::WantsExtraFiles => {
+                    let Some(dir) = supplies.extra_files else {
+                        bail!(WireError::Garbled("it wants extra files, and there are none"))
+                    };
+                    let packed = bundle::pack(dir, Data(&mut self.writer));
+                    let sent = packed.and_then(|()| self.writer.end());
+                    let sent = sent.and_then(|()| self.writer.0.flush().context("sending"));
+                    sent.map_err(|error| self.answers.instead_of(error))?;
+                }
+                other => overhear(other, progress)?,
+            }
+        }
+    }
+
     fn said(&mut self, question: &Ask) -> Result<()> {
         self.writer.message(question)
     }
@@ -145,8 +228,15 @@ impl Client {
         &mut self,
         question: &Ask,
         progress: &dyn Progress,
-        mut hear: impl FnMut(Answer) -> Heard<T>,
+        hear: impl FnMut(Answer) -> Heard<T>,
     ) -> Result<T> {
+        let said = self.writer.message(question).context("speaking to the other machine");
+        said.map_err(|error| self.answers.instead_of(error))?;
+        self.hear(progress, hear)
+    }
+
+    /// Passes on what is said, until it is the answer.
+    fn hear<T>(&self, progress: &dyn Progress, mut hear: impl FnMut(Answer) -> Heard<T>) -> Result<T> {
         let mut answered = || loop {
             match hear(self.answers.wait()?) {
                 Heard::All(answer) => return Ok(answer),
@@ -154,8 +244,47 @@ impl Client {
                 Heard::Other(other) => overhear(other, progress)?,
             }
         };
-        let said = self.writer.message(question).context("speaking to the other machine");
-        said.and_then(|()| answered()).map_err(|error| self.answers.instead_of(error))
+        answered().map_err(|error| self.answers.instead_of(error))
+    }
+}
+
+/// What an installation may ask for.
+pub struct Supplies<'a> {
+    /// The whole plan, and the number of its first step that the far end takes.
+    pub plan: &'a Plan,
+    pub first: usize,
+    /// The closure, as it was announced.
+    pub paths: &'a [PathInfo],
+    pub parcels: &'a Parcels,
+    pub extra_files: Option<&'a Path>,
+}
+
+/// Sends all of `data`, to their end.
+fn send_data(writer: &mut Writer<impl Write>, data: &mut dyn Read, progress: &dyn Progress) -> Result<()> {
+    let mut buffer = vec![0; DATA_LIMIT];
+    loop {
+        match data.read(&mut buffer).context("reading what is to be sent")? {
+            0 => return writer.end(),
+            count => {
+                writer.data(&buffer[..count])?;
+                progress.advance(count as u64);
+            }
+        }
+    }
+}
+
+/// What is written here is sent as data.
+struct Data<'a, W>(&'a mut Writer<W>);
+
+impl<W: Write> Write for Data<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = bytes.len().min(DATA_LIMIT);
+        self.0.data(&bytes[..count]).map_err(io::Error::other)?;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.0.flush()
     }
 }
 

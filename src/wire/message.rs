@@ -13,9 +13,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::frame::MESSAGE_LIMIT;
 use crate::facts::HostFacts;
+use crate::facts::target::TargetFacts;
 use crate::store::PathInfo;
 use crate::store::hash::NarHash;
 use crate::store::path::{HASH_LENGTH, STORE_DIR, StorePath};
+use crate::sys::secret::Secret;
 use crate::system::deployment::{Deployment, Ended};
 
 /// Said by the near end.
@@ -56,6 +58,28 @@ pub enum Ask {
     },
     /// Restart the machine.
     Reboot,
+    /// What is this machine, that is to run another system? Paths may be sent into its memory then.
+    Examine,
+    /// Start this kernel with this initrd, in the place of all that runs. Both follow, the kernel first; to the
+    /// initrd the far end adds itself, and the machine's host keys.
+    Jump {
+        command_line: String,
+    },
+    /// Perform this plan, on the disk that it names.
+    Install(Installation),
+}
+
+/// A system that is to be put onto a disk of the far end.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Installation {
+    /// The plan, as JSON.
+    pub plan: String,
+    /// The closure, each path after all it refers to.
+    pub paths: Vec<PathInfo>,
+    /// The passphrases of encrypted partitions, by the names that the system opens them as.
+    pub keys: Vec<(String, Secret)>,
+    /// A private host key for the new system and its public line, if it is to have a new one.
+    pub host_key: Option<(Secret, String)>,
 }
 
 /// Said by the far end.
@@ -98,6 +122,21 @@ pub enum Answer {
         text: String,
         refused: bool,
     },
+    Target(Box<TargetFacts>),
+    /// All that runs is about to end.
+    Jumping,
+    /// The step of the plan with this number, counted from 0, begins.
+    Begins {
+        step: u32,
+    },
+    /// Of the closure these are still missing on the disk, counted from 0. They are to be sent now.
+    Wanted {
+        #[serde(deserialize_with = "positions")]
+        paths: Vec<u32>,
+    },
+    /// The person's own files are to be sent now, as a tar archive.
+    WantsExtraFiles,
+    Installed,
 }
 
 /// A path that is valid at the far end.

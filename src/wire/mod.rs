@@ -14,10 +14,14 @@
 //!
 //! ```text
 //! conversation = Hello / Hello { Look / Facts | Missing / Missing | copy | Deploy / deployed
-//!                | Confirm / Ended | Reboot / Restarting }
+//!                | Confirm / Ended | Reboot / Restarting | Examine / Target
+//!                | Jump data data / Jumping | Install / installed }
 //! copy         = Receive { Nar data | Again } End / { Unusable } Received
 //! deployed     = [ Started ] Ended
+//! installed    = { Begins | Wanted / [ copy ] | WantsExtraFiles / data } Installed
 //! ```
+//!
+//! The copy within an installation is the answer to what is wanted, and left out where that is nothing.
 //!
 //! `Output` and `Warning` may stand before every answer, and `Failed` in place of every one: it is the
 //! last thing said. The data behind a `Nar` are a delta ([`crate::store::delta`]), with or without a
@@ -36,5 +40,5 @@ pub mod receiving;
 pub mod sending;
 pub mod server;
 
-/// 1: first.
-pub const VERSION: u32 = 1;
+/// 2: a machine gets another system: `Examine`, `Jump`, `Install`. 1: first.
+pub const VERSION: u32 = 2;

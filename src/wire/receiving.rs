@@ -57,7 +57,21 @@ impl Store {
     /// Opens the store of a root: through the daemon where it is this machine's own.
     pub fn of(root: &Path) -> Result<Store> {
         let daemon = if root == Path::new("/") { Some(connect()?) } else { None };
-        Ok(Store { daemon, bases: Bases { root: root.to_owned(), similar: BTreeMap::new() } })
+        Ok(Store { daemon, ..Store::direct(root) })
+    }
+
+    /// Opens the store of a machine that runs from memory: its daemon's, if it has one.
+    pub fn of_memory() -> Result<Store> {
+        let root = Path::new("/");
+        if root.join("nix/var/nix/db/db.sqlite").exists() && Path::new("/etc/nix").exists() {
+            return Store::of(root);
+        }
+        Ok(Store::direct(root))
+    }
+
+    /// Opens the store of a root that no daemon serves.
+    pub fn direct(root: &Path) -> Store {
+        Store { daemon: None, bases: Bases { root: root.to_owned(), similar: BTreeMap::new() } }
     }
 
     /// Returns positions of the paths that are not valid. Valid or not, from now on no garbage

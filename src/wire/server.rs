@@ -1,5 +1,8 @@
 //! The far end of a conversation: it answers what it is asked, and changes what it is told to.
 
+mod installing;
+mod jumping;
+
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -19,12 +22,25 @@ use crate::store::hash::Hashing;
 use crate::store::path::{STORE_DIR, StorePath};
 use crate::system::activate;
 
+pub use installing::Rescue;
+
 // The longest path there is.
 const ROOT_LIMIT: usize = 4096;
 
+/// Where the far end runs, and so what may become of the machine.
+#[derive(Clone, Copy)]
+pub enum Place<'a> {
+    /// It deploys systems, and no more.
+    Deployments,
+    /// On a machine that may get another system: by a jump, or, if it runs from memory, at once.
+    Machine,
+    /// In the rescue, which stays when a connection ends.
+    Rescue(&'a Rescue),
+}
+
 /// Answers until the near end has nothing more to ask.
-pub fn serve(input: impl Read, output: impl Write) -> Result<()> {
-    let mut server = Server { input: Reader(input), output: Writer(output), root: None, store: None };
+pub fn serve(place: Place, input: impl Read, output: impl Write + Send) -> Result<()> {
+    let mut server = Server { place, input: Reader(input), output: Writer(output), root: None, store: None };
     let served = server.converse();
     if let Err(error) = &served {
         let refused = matches!(error.downcast_ref(), Some(Failure::Refused(_)));
@@ -34,7 +50,8 @@ pub fn serve(input: impl Read, output: impl Write) -> Result<()> {
     served
 }
 
-struct Server<R, W> {
+struct Server<'a, R, W> {
+    place: Place<'a>,
     input: Reader<R>,
     output: Writer<W>,
     /// The root that was looked at.
@@ -42,7 +59,7 @@ struct Server<R, W> {
     store: Option<Store>,
 }
 
-impl<R: Read, W: Write> Server<R, W> {
+impl<R: Read, W: Write + Send> Server<'_, R, W> {
     fn converse(&mut self) -> Result<()> {
         match self.input.message()? {
             Some(Ask::Hello { version: VERSION }) => (),
@@ -82,8 +99,21 @@ impl<R: Read, W: Write> Server<R, W> {
             Ask::Confirm { token } => self.watch(&token, true),
             Ask::Reboot => {
                 self.output.message(&Answer::Restarting)?;
-                activate::reboot()
+                match self.place {
+                    Place::Rescue(rescue) => rescue.reboot(),
+                    Place::Machine | Place::Deployments => activate::reboot(),
+                }
             }
+            Ask::Examine => {
+                let facts = probe::target(matches!(self.place, Place::Rescue(_)))?;
+                (self.root, self.store) = (Some("/".into()), Some(Store::of_memory()?));
+                self.output.message(&Answer::Target(Box::new(facts)))
+            }
+            Ask::Jump { command_line } => match self.place {
+                Place::Machine => self.jump(&command_line),
+                _ => bail!("only a machine that runs a system of its own can be replaced by a jump"),
+            },
+            Ask::Install(installation) => self.install(installation),
             Ask::Hello { .. } | Ask::Nar { .. } | Ask::Again | Ask::End => {
                 bail!(WireError::Garbled("a question is out of place"))
             }
@@ -111,21 +141,7 @@ impl<R: Read, W: Write> Server<R, W> {
     fn receive(&mut self, paths: &[PathInfo]) -> Result<()> {
         self.store()?;
         let Some(store) = &mut self.store else { unreachable!("it was opened") };
-        let mut from = 0;
-        loop {
-            let received = store.receive(paths, from, &mut self.input);
-            match received {
-                Ok(()) => return self.output.message(&Answer::Received),
-                Err(error) => match error.downcast_ref() {
-                    Some(&Unusable { index, from: first }) => {
-                        self.output.message(&Answer::Unusable { index, from: first })?;
-                        skip_to_again(&mut self.input)?;
-                        from = first;
-                    }
-                    None => return Err(error),
-                },
-            }
-        }
+        receive(store, paths, &mut self.input, &mut self.output)
     }
 
     fn watch(&mut self, token: &str, confirm: bool) -> Result<()> {
@@ -136,6 +152,30 @@ impl<R: Read, W: Write> Server<R, W> {
             let _ = output.message(&Answer::Output { program, line: line.to_owned() });
         })?;
         output.message(&Answer::Ended(ended))
+    }
+}
+
+/// Takes paths into a store, some of them again where a delta was of no use.
+fn receive(
+    store: &mut Store,
+    paths: &[PathInfo],
+    input: &mut Reader<impl Read>,
+    output: &mut Writer<impl Write>,
+) -> Result<()> {
+    let mut from = 0;
+    loop {
+        let received = store.receive(paths, from, input);
+        match received {
+            Ok(()) => return output.message(&Answer::Received),
+            Err(error) => match error.downcast_ref() {
+                Some(&Unusable { index, from: first }) => {
+                    output.message(&Answer::Unusable { index, from: first })?;
+                    skip_to_again(input)?;
+                    from = first;
+                }
+                None => return Err(error),
+            },
+        }
     }
 }
 

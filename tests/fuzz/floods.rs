@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nixos_install_via::progress::{Event, Progress};
+use nixos_install_via::wire::VERSION;
 use nixos_install_via::wire::client::Client;
 use nixos_install_via::wire::frame::{DATA_LIMIT, MESSAGE_LIMIT, Writer, decode};
 use nixos_install_via::wire::message::{Answer, Ask};
-use nixos_install_via::wire::{VERSION, server};
+use nixos_install_via::wire::server::{self, Place};
 
 use super::memory::alone;
 use super::targets::info;
@@ -130,7 +131,7 @@ fn data_without_an_end_are_not_kept() {
     let mut frame = Vec::new();
     Writer(&mut frame).data(&[7; DATA_LIMIT]).unwrap();
     let endless = Endless { head: Cursor::new(head), frame, at: 0, left: 1000 };
-    let (served, peak) = alone.measured(|| server::serve(endless, io::sink()));
+    let (served, peak) = alone.measured(|| server::serve(Place::Deployments, endless, io::sink()));
     assert!(served.is_err());
     assert!(peak < 16 * MIB, "{} MiB", peak / MIB);
 }

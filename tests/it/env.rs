@@ -39,9 +39,7 @@ impl TestEnv {
 
     /// Runs the binary to its end.
     pub fn run<S: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Ran {
-        let mut command = self.command(words);
-        let output = command.output().expect("the binary was built");
-        Ran::new(format!("{command:?}"), output)
+        Ran::of(&mut self.command(words))
     }
 
     /// Starts the binary; what it says is thrown away.
@@ -68,6 +66,12 @@ pub struct Ran {
 }
 
 impl Ran {
+    /// Runs a command to its end.
+    pub fn of(command: &mut Command) -> Ran {
+        let output = command.output().expect("the binary was built");
+        Ran::new(format!("{command:?}"), output)
+    }
+
     pub fn new(line: String, output: Output) -> Ran {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Ran { line, code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }

@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 
 use crate::env::{Ran, TestEnv, fixture, text, tool};
 
-const COMMANDS: [&str; 4] = ["install-to-disk", "install-to-dir", "deploy-to-dir", "deploy-via-ssh"];
+const COMMANDS: [&str; 5] =
+    ["install-to-disk", "install-to-dir", "install-via-ssh", "deploy-to-dir", "deploy-via-ssh"];
 const MANIFEST: &str = "{ \"version\": 1, \"bootLoader\": \"grub\" }\n";
 
 /// A toplevel with a name to trip over, and a program that prints its arguments, a NUL after each.
@@ -144,6 +145,7 @@ fn there_is_a_manual_page_for_each_command_that_the_help_shows() {
         "completions",
         "deploy-to-dir",
         "deploy-via-ssh",
+        "install-via-ssh",
         "enter",
         "install-to-dir",
         "install-to-disk",
@@ -175,6 +177,7 @@ fn a_shell_completes_the_program_and_each_command_by_its_own_name() {
         ("install-to-disk", vec!["install-to-disk"], "--layout"),
         ("install-to-dir", vec!["install-to-dir"], "--extra-files"),
         ("deploy-to-dir", vec!["deploy-to-dir"], "--keep"),
+        ("install-via-ssh", vec!["install-via-ssh"], "--rescue-timeout"),
         ("deploy-via-ssh", vec!["deploy-via-ssh"], "--hosts"),
     ] {
         let script = env.run(["completions", "bash"].into_iter().chain(words)).ok().stdout;

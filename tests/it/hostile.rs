@@ -13,10 +13,11 @@ use nixos_install_via::store::path::StorePath;
 use nixos_install_via::store::{PathInfo, db, delta};
 use nixos_install_via::sys::pack;
 use nixos_install_via::system::deployment::{Action, Deployment, Ended};
+use nixos_install_via::wire::VERSION;
 use nixos_install_via::wire::client::Client;
 use nixos_install_via::wire::frame::{Reader, Writer};
 use nixos_install_via::wire::message::{Answer, Ask};
-use nixos_install_via::wire::{VERSION, server};
+use nixos_install_via::wire::server::{self, Place};
 use tempfile::TempDir;
 
 use crate::env::text;
@@ -100,7 +101,7 @@ fn serve(root: &Path, says: Vec<Say>) -> (Vec<Answer>, Result<()>) {
         }
     }
     let mut answers = Vec::new();
-    let served = server::serve(&said[..], &mut answers);
+    let served = server::serve(Place::Deployments, &said[..], &mut answers);
     let mut reader = Reader(&answers[..]);
     let answers: Vec<Answer> = std::iter::from_fn(|| reader.message().unwrap()).collect();
     assert!(matches!(answers[..2], [Answer::Hello { .. }, Answer::Facts(_)]), "{answers:?}");
@@ -270,7 +271,7 @@ fn roots_and_texts_of_any_kind_are_refused_in_few_words() {
         writer.message(&Ask::Hello { version: VERSION }).unwrap();
         writer.message(&ask).unwrap();
         let mut answers = Vec::new();
-        let error = server::serve(&said[..], &mut answers).expect_err("it is refused");
+        let error = server::serve(Place::Deployments, &said[..], &mut answers).expect_err("it is refused");
         assert!(answers.len() < 10_000, "{} bytes of answers", answers.len());
         format!("{error:#}")
     };

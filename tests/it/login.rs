@@ -11,20 +11,32 @@ pub fn key() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("build/fixture-cache/id_ed25519")
 }
 
+/// The line by which a machine of this name is known.
+pub fn known_host(name: &str, host_key: &str) -> String {
+    let words: Vec<&str> = host_key.split_whitespace().take(2).collect();
+    format!("{name} {}\n", words.join(" "))
+}
+
 pub struct Login {
     /// What leads to the machine, to be slowed, cut and counted.
     pub link: Link,
+    key: PathBuf,
     known_hosts: PathBuf,
 }
 
 impl Login {
     /// A login whose known hosts, in a file in `dir`, are this link and the machine's public host key.
     pub fn new(link: Link, host_key: &str, dir: &Path) -> Login {
+        Login::with_key(link, &key(), &[host_key], dir)
+    }
+
+    /// Like [`Login::new`], for a machine with several host keys that lets this `key` in.
+    pub fn with_key<S: AsRef<str>>(link: Link, key: &Path, host_keys: &[S], dir: &Path) -> Login {
         let known_hosts = dir.join("known-hosts");
-        let words: Vec<&str> = host_key.split_whitespace().take(2).collect();
-        let line = format!("[127.0.0.1]:{} {}\n", link.port(), words.join(" "));
-        fs::write(&known_hosts, line).expect("the directory is ours");
-        Login { link, known_hosts }
+        let name = format!("[127.0.0.1]:{}", link.port());
+        let lines: String = host_keys.iter().map(|host_key| known_host(&name, host_key.as_ref())).collect();
+        fs::write(&known_hosts, lines).expect("the directory is ours");
+        Login { link, key: key.to_owned(), known_hosts }
     }
 
     /// What a deployment calls the machine.
@@ -41,7 +53,7 @@ impl Login {
     pub fn ssh_options(&self) -> Vec<String> {
         vec![
             format!("Port={}", self.link.port()),
-            format!("IdentityFile={}", key().display()),
+            format!("IdentityFile={}", self.key.display()),
             format!("UserKnownHostsFile={}", self.known_hosts.display()),
             // None there.
             format!("GlobalKnownHostsFile={}.global", self.known_hosts.display()),

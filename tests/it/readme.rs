@@ -36,6 +36,14 @@ fn the_readme_s_commands_do_what_it_says() {
         let words: Vec<&str> = words.into_iter().filter(|word| !word.starts_with('>')).collect();
         let ran_now = match words[0] {
             "install-to-dir" | "deploy-to-dir" => env.run(system.words(words[0], &words[1..])),
+            // A container is no machine to replace, and is told so.
+            "install-via-ssh" => {
+                let mut words = deploy_ssh::words(machine.login(), "b", &words[1..words.len() - 1]);
+                words[0] = "install-via-ssh".to_owned();
+                env.run(words).ended_with(3).stderr_has("is a container");
+                ran += 1;
+                continue;
+            }
             "deploy-via-ssh" => deploy_ssh::deploy(&machine, "b", &words[1..words.len() - 1]),
             // What it would do is all that this machine, which may lack vfat, can show of it.
             "install-to-disk" => env.run(system.words(words[0], &[&["--dry-run"], &words[1..]].concat())),
@@ -47,7 +55,7 @@ fn the_readme_s_commands_do_what_it_says() {
         }
         ran += 1;
     }
-    assert_eq!(ran, 10);
+    assert_eq!(ran, 12);
 }
 
 #[test]
@@ -60,5 +68,5 @@ fn the_commands_at_a_glance_are_those_that_there_are() {
         let name = line.split([' ', '`']).next().unwrap();
         assert!(help.contains(&format!("  {name} ")), "{name}");
     }
-    assert_eq!(table.len(), 8);
+    assert_eq!(table.len(), 9);
 }

@@ -18,35 +18,50 @@ const LAYERS: [&[&str]; 9] = [
 // The nouns, which know nothing of each other but what a store path is.
 const NOUNS: [&str; 4] = ["store", "disk", "boot", "system"];
 // What decides is the same every time: it asks no file system, process, clock or chance.
-const DECIDERS: [&str; 13] = [
+const DECIDERS: &[&str] = &[
     "facts.rs",
+    "facts/",
     "size.rs",
     "plan.rs",
     "plan/disk.rs",
     "plan/archive.rs",
     "plan/deploy.rs",
+    "plan/drivers.rs",
+    "plan/network",
+    "plan/replace.rs",
     "plan/remote.rs",
+    "sys/netlink/entry.rs",
+    "sys/netlink/message.rs",
     "system/activate/judge.rs",
     "system/deployment.rs",
+    "system/modules",
+    "boot/kexec/bzimage.rs",
+    "boot/kexec/handover",
+    "boot/kexec/memory",
+    "boot/kexec/trampoline.rs",
     "disk/layout",
     "disk/derive.rs",
     "disk/names.rs",
     "disk/picture.rs",
 ];
-const PACKAGES: [(&str, &str); 9] = [
-    ("gpt::", "disk/table.rs"),
-    ("indicatif::", "progress"),
-    ("postcard::", "wire/frame.rs"),
-    ("rusqlite::", "store/db.rs"),
-    ("tera::", "templates.rs"),
-    ("clap_complete::", "cli.rs"),
-    ("tar::", "store/tarball.rs"),
-    ("toml::", "commands/deploy_via_ssh/hosts_file.rs"),
-    ("zstd::", "sys/pack.rs"),
+// Keys are made on this side, and the server runs on the other; roots and other directories are archived apart.
+const PACKAGES: &[(&str, &[&str])] = &[
+    ("gpt::", &["disk/table.rs"]),
+    ("indicatif::", &["progress"]),
+    ("lzma_rust2::", &["sys/unpack.rs"]),
+    ("postcard::", &["wire/frame.rs"]),
+    ("rusqlite::", &["store/db.rs"]),
+    ("russh::", &["ssh/keys.rs", "ssh/server"]),
+    ("tokio::", &["ssh/server"]),
+    ("tera::", &["templates.rs"]),
+    ("clap_complete::", &["cli.rs"]),
+    ("tar::", &["store/tarball.rs", "sys/bundle.rs"]),
+    ("toml::", &["commands/deploy_via_ssh/hosts_file.rs"]),
+    ("zstd::", &["sys/pack.rs"]),
 ];
 
 #[test]
-fn imports_point_down_and_packages_have_one_door() {
+fn imports_point_down_and_packages_have_their_doors() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut wrong = Vec::new();
     for file in files(&source) {
@@ -70,9 +85,9 @@ fn imports_point_down_and_packages_have_one_door() {
                 wrong.push(format!("{name} decides, and has {word}"));
             }
         }
-        for (package, door) in PACKAGES {
-            if text.contains(package) && !name.starts_with(door) {
-                wrong.push(format!("{name} has {package}, which enters by {door}"));
+        for (package, doors) in PACKAGES {
+            if text.contains(package) && !doors.iter().any(|door| name.starts_with(door)) {
+                wrong.push(format!("{name} has {package}, which enters by {}", doors.join(" and ")));
             }
         }
     }

@@ -74,12 +74,13 @@ pub struct Machine {
     memory: u32,
     disks: Vec<String>,
     first: usize,
+    reboots: bool,
     extra: Vec<String>,
 }
 
 impl Machine {
     pub fn new(start: Start) -> Machine {
-        Machine { start, memory: 1024, disks: Vec::new(), first: 0, extra: Vec::new() }
+        Machine { start, memory: 1024, disks: Vec::new(), first: 0, reboots: false, extra: Vec::new() }
     }
 
     /// The memory in MiB.
@@ -109,10 +110,34 @@ impl Machine {
         self
     }
 
+    /// Lets the machine boot again when it reboots, instead of ending.
+    pub fn reboots(mut self) -> Machine {
+        self.reboots = true;
+        self
+    }
+
     /// Gives the machine a network card, and this machine a port of 127.0.0.1 that leads to its port 22.
-    pub fn ssh(mut self, port: u16) -> Machine {
+    pub fn ssh(self, port: u16) -> Machine {
+        self.ssh_by(port, "virtio-net-pci")
+    }
+
+    /// Like [`Machine::ssh`], with a card of the model that QEMU calls `card`.
+    pub fn ssh_by(self, port: u16, card: &str) -> Machine {
         let forward = format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22");
-        self.extra.extend(["-netdev".into(), forward, "-device".into(), "virtio-net-pci,netdev=net".into()]);
+        self.words(&["-netdev", &forward, "-device", &format!("{card},netdev=net")])
+    }
+
+    /// Adds words of QEMU's own to its command line.
+    pub fn words<S: AsRef<str>>(mut self, words: &[S]) -> Machine {
+        self.extra.extend(words.iter().map(|word| word.as_ref().to_owned()));
+        self
+    }
+
+    /// Puts UEFI below a kernel that is handed to QEMU; what the firmware writes is forgotten.
+    pub fn uefi(mut self) -> Machine {
+        for (file, options) in [(OVMF_CODE, ",readonly=on"), (OVMF_VARS, ",snapshot=on")] {
+            self.extra.extend(["-drive".into(), format!("if=pflash,format=raw,file={file}{options}")]);
+        }
         self
     }
 
@@ -132,7 +157,10 @@ impl Machine {
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-machine", "q35,accel=tcg", "-cpu", CPU]);
         qemu.args(["-smp", "2", "-m", &self.memory.to_string()]);
-        qemu.args(["-nodefaults", "-no-reboot", "-display", "none"]);
+        qemu.args(["-nodefaults", "-display", "none"]);
+        if !self.reboots {
+            qemu.arg("-no-reboot");
+        }
         qemu.args(["-device", "virtio-rng-pci"]);
         qemu.args(["-serial", "chardev:serial", "-chardev"]).arg(format!(
             "socket,id=serial,server=on,wait=off,path={},logfile={}",
@@ -234,9 +262,23 @@ impl Vm {
     }
 
     pub fn try_wait_serial(&self, marker: &str, limit: Duration) -> Result<()> {
+        self.try_wait_serial_behind(0, marker, limit).map(drop)
+    }
+
+    /// Like [`Vm::try_wait_serial`], behind the first `heard` bytes of what was said; returns where `marker` ends.
+    pub fn try_wait_serial_behind(&self, heard: usize, marker: &str, limit: Duration) -> Result<usize> {
         let deadline = Instant::now() + limit;
-        while !self.serial().contains(marker) {
-            if self.has_ended() && !self.serial().contains(marker) {
+        let find = || {
+            let start = self.serial().get(heard..)?.find(marker)?;
+            Some(heard + start + marker.len())
+        };
+        loop {
+            // In this order, for its last words count.
+            let ended = self.has_ended();
+            if let Some(end) = find() {
+                return Ok(end);
+            }
+            if ended {
                 bail!("the machine ended before it said {marker:?}: {}", self.complaint());
             }
             if Instant::now() > deadline {
@@ -244,7 +286,6 @@ impl Vm {
             }
             sleep(GLANCE);
         }
-        Ok(())
     }
 
     /// Types a line at the serial port.

@@ -16,7 +16,7 @@ use nixos_install_via::store::{closure, delta};
 use nixos_install_via::wire::client::Client;
 use nixos_install_via::wire::parcels::Parcels;
 use nixos_install_via::wire::sending::Item;
-use nixos_install_via::wire::server;
+use nixos_install_via::wire::server::{self, Place};
 
 use crate::env::{System, TestEnv, in_root, later_system, small_system, text};
 use crate::real_nix;
@@ -47,7 +47,7 @@ fn pipe() -> (PipeReader, PipeWriter) {
 /// A far end in a thread, and the near end; `sent` counts what the near end says, up to `limit`.
 fn conversation(sent: &'static AtomicU64, limit: u64) -> Result<Client> {
     let ((far_input, near_output), (near_input, far_output)) = (pipe(), pipe());
-    thread::spawn(move || server::serve(far_input, far_output));
+    thread::spawn(move || server::serve(Place::Deployments, far_input, far_output));
     Client::greet(near_input, Counted { inner: near_output, passed: sent, limit }, None)
 }
 
@@ -201,11 +201,15 @@ fn who_lies_is_refused_at_either_end() {
     for lie in lies() {
         let mut said = Vec::new();
         // An end that has said nothing has done no wrong.
-        assert_eq!(server::serve(&lie[..], &mut said).is_err(), !lie.is_empty(), "{lie:?}");
+        assert_eq!(
+            server::serve(Place::Deployments, &lie[..], &mut said).is_err(),
+            !lie.is_empty(),
+            "{lie:?}"
+        );
         assert!(said.len() < 1000);
         assert!(Client::greet(io::Cursor::new(lie.clone()), io::sink(), None).is_err(), "{lie:?}");
     }
     let mut endless = io::repeat(b'x').take(1 << 30);
-    assert!(server::serve(&mut endless, io::sink()).is_err());
+    assert!(server::serve(Place::Deployments, &mut endless, io::sink()).is_err());
     assert!(endless.limit() > (1 << 30) - (1 << 20), "it was listened to for too long");
 }

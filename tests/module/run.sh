@@ -131,7 +131,7 @@ if toplevel=$(nix-build --no-out-link "$here/build.nix" --arg nixpkgs "$nixpkgs"
     failed 'the manifest is in the system'
   fi
   # The real binary writes all five; its own tests look into them.
-  for script in install-to-disk ${BINARY:+install-to-dir deploy-to-dir deploy-via-ssh}; do
+  for script in install-to-disk ${BINARY:+install-to-dir install-via-ssh deploy-to-dir deploy-via-ssh}; do
     if [ -x "$toplevel/bin/$script" ] && grep -qF "$toplevel" "$toplevel/bin/$script"; then
       passed "the system has bin/$script, which knows its system"
     else

@@ -4,21 +4,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, anyhow};
 
-use super::prepared::Prepared;
 use super::record::Record;
 use crate::cli::{DeployViaSsh, PlanForm};
 use crate::commands::print_plan;
+use crate::commands::remote::{Prepared, Reached};
 use crate::facts::HostFacts;
 use crate::failure::Failure;
 use crate::plan::{self, Missing, Plan, RemoteStep, RemoteWishes, Step};
 use crate::progress::{Event, Progress, Silent};
-use crate::ssh::{self, Address, Connection, Far, Questions, Settings};
+use crate::ssh::{Address, Questions, Settings};
 use crate::store::PathInfo;
 use crate::store::db::Database;
 use crate::store::path::StorePath;
 use crate::store::{closure, copy, delta, difference, verify};
 use crate::system::deployment::{Action, Deployment, Ended};
-use crate::wire::client::{Client, root_text};
+use crate::wire::client::root_text;
 use crate::wire::message::Similar;
 use crate::wire::parcels::Parcels;
 use crate::wire::sending::Item;
@@ -45,19 +45,6 @@ pub struct Story<'a> {
     pub prepared: &'a Prepared,
     pub progress: &'a dyn Progress,
     pub record: &'a Record,
-}
-
-/// A machine that answers.
-struct Reached {
-    client: Client,
-    connection: Connection,
-}
-
-impl Reached {
-    fn leave(self) -> Result<()> {
-        drop(self.client);
-        self.connection.finish()
-    }
 }
 
 impl Story<'_> {
@@ -93,13 +80,7 @@ impl Story<'_> {
     }
 
     fn reach(&self) -> Result<Reached> {
-        let far =
-            ssh::start(self.address, self.settings, &self.prepared.far, &["serve"], self.questions, |_| ())?;
-        let Far { input, output, connection } = far;
-        match Client::greet(output, input, Some(self.prepared.far.sha256)) {
-            Ok(client) => Ok(Reached { client, connection }),
-            Err(error) => Err(connection.broken().context(format!("{}: {error:#}", self.name))),
-        }
+        Reached::start(self.address, self.settings, &self.prepared.far, self.questions, |_| ())
     }
 
     fn look(&self, reached: &mut Reached) -> Result<(Plan, Vec<Item>, HostFacts)> {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use super::*;
+use crate::facts::target;
 use crate::size::Bytes;
 use crate::system::deployment::Action;
 use crate::wire::frame::{Frame, Reader, Writer, decode};
@@ -72,6 +73,15 @@ fn asks() -> Vec<Ask> {
         deployment(Action::DryActivate),
         Ask::Confirm { token: "00112233445566778899aabbccddeeff".to_owned() },
         Ask::Reboot,
+        Ask::Examine,
+        Ask::Jump { command_line: "console=ttyS0".to_owned() },
+        Ask::Install(Installation {
+            plan: "{}".to_owned(),
+            paths: infos(),
+            keys: vec![("root".to_owned(), Secret::new(b"secret".to_vec()))],
+            host_key: Some((Secret::new(b"private".to_vec()), "ssh-ed25519 AAAA".to_owned())),
+        }),
+        Ask::Install(Installation { plan: String::new(), paths: vec![], keys: vec![], host_key: None }),
     ];
     // Of a variant that is added here, a sample belongs above.
     let number = |ask: &Ask| match ask {
@@ -85,8 +95,11 @@ fn asks() -> Vec<Ask> {
         Ask::Deploy(_) => 7,
         Ask::Confirm { .. } => 8,
         Ask::Reboot => 9,
+        Ask::Examine => 10,
+        Ask::Jump { .. } => 11,
+        Ask::Install(_) => 12,
     };
-    assert!(asks.iter().map(number).collect::<BTreeSet<_>>().into_iter().eq(0..10));
+    assert!(asks.iter().map(number).collect::<BTreeSet<_>>().into_iter().eq(0..13));
     asks
 }
 
@@ -130,6 +143,12 @@ fn answers() -> Vec<Answer> {
         Answer::Ended(Ended::Failed { reason: "it is broken".to_owned() }),
         Answer::Restarting,
         Answer::Failed { text: "no room".to_owned(), refused: true },
+        Answer::Target(Box::new(target::tests::facts())),
+        Answer::Jumping,
+        Answer::Begins { step: 3 },
+        Answer::Wanted { paths: vec![0, 127, 70_000] },
+        Answer::WantsExtraFiles,
+        Answer::Installed,
     ];
     let number = |answer: &Answer| match answer {
         Answer::Hello { .. } => 0,
@@ -143,8 +162,14 @@ fn answers() -> Vec<Answer> {
         Answer::Ended(_) => 8,
         Answer::Restarting => 9,
         Answer::Failed { .. } => 10,
+        Answer::Target(_) => 11,
+        Answer::Jumping => 12,
+        Answer::Begins { .. } => 13,
+        Answer::Wanted { .. } => 14,
+        Answer::WantsExtraFiles => 15,
+        Answer::Installed => 16,
     };
-    assert!(answers.iter().map(number).collect::<BTreeSet<_>>().into_iter().eq(0..11));
+    assert!(answers.iter().map(number).collect::<BTreeSet<_>>().into_iter().eq(0..17));
     answers
 }
 
