@@ -333,13 +333,18 @@ fn a_garbage_collection_at_the_same_time_takes_nothing_that_was_added() {
 #[test]
 fn whatever_kills_a_run_the_old_system_stays_and_the_next_run_completes_it() {
     let world = World::new();
-    let begin = Instant::now();
-    let mut current = world.system(2);
-    world.deploy(&current, &[]).ok();
-    let whole = begin.elapsed();
+    let mut current = world.system(1);
+    // Whatever else is going on here, one of them is not held up much by it.
+    let mut whole = Duration::MAX;
+    for number in 2..5 {
+        current = world.system(number);
+        let begin = Instant::now();
+        world.deploy(&current, &[]).ok();
+        whole = whole.min(begin.elapsed());
+    }
     let mut killed = 0;
     for (round, part) in [2, 10, 20, 30, 40, 50, 60, 70, 80, 90, 97].into_iter().enumerate() {
-        let next = world.system(round as u32 + 3);
+        let next = world.system(round as u32 + 5);
         let mut child = world.env.start(world.words(&next, &["--keep", "1"]));
         sleep(whole * part / 100);
         killed += usize::from(child.try_wait().unwrap().is_none());
