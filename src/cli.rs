@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{self, generate::ENTRIES};
+use crate::commands::{self, generate::ENTRIES, rescue};
 use crate::failure::Failure;
 use crate::progress::{Json, Lines, Manner, Progress, Silent, Terminal};
 use crate::size::Bytes;
@@ -479,8 +479,11 @@ pub fn description() -> clap::Command {
 /// Runs the command that the process was started with and returns its exit code.
 pub fn main() -> i32 {
     let words: Vec<OsString> = std::env::args_os().collect();
-    if commands::rescue::is_it() {
-        commands::rescue::main();
+    if rescue::is_it() {
+        rescue::main();
+    }
+    if rescue::door::is_it(words.first().map(OsString::as_os_str)) {
+        rescue::door::main();
     }
     if words.get(1).is_some_and(|word| word == namespace::WORD) {
         namespace::fence_main(words.into_iter().skip(2));

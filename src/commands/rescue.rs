@@ -1,27 +1,27 @@
 //! The rescue: this program as the first of a machine that is about to get another system.
 //!
-//! It runs from memory, with the drivers and the network that the machine needs, and lets one near end in. If
-//! nobody comes, or nobody comes back, before the disk is touched, the machine goes back to what it was.
+//! It runs from memory, with the drivers and the network that the machine needs, and lets one near end in by a
+//! [`door`]. If nobody comes, or nobody comes back, before the disk is touched, the machine goes back to what it was;
+//! and so it does if the door fails. Afterwards there is nothing to go back to, and the door is opened again.
+
+pub mod door;
 
 use std::fs::{self, OpenOptions};
-use std::io::{BufReader, BufWriter, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::path::Path;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, sleep};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
+use nix::sys::wait::{WaitStatus, wait};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Carried;
 use crate::run;
-use crate::ssh::server::{self, Door};
 use crate::sys::{module, power};
-use crate::system::host_keys;
-use crate::system::rescue::{HOST_KEYS, Visits};
-use crate::wire::server::{Place, Rescue, serve};
+use crate::system::rescue::Visits;
 
 /// Where the initrd has what the near end said.
 pub const CONFIGURATION: &str = "rescue.json";
@@ -32,7 +32,8 @@ pub const MODULES: &str = "modules";
 const LAST_WORDS: Duration = Duration::from_secs(15);
 // How long network cards may need to appear.
 const PATIENCE: Duration = Duration::from_secs(60);
-const BUFFER: usize = 64 << 10;
+// Before a door that has failed is opened again.
+const BREATH: Duration = Duration::from_secs(1);
 
 /// What the near end tells the rescue, by the initrd.
 #[derive(Serialize, Deserialize)]
@@ -46,9 +47,25 @@ pub struct Configuration {
     pub timeout: u64,
 }
 
+impl Configuration {
+    fn path() -> PathBuf {
+        Path::new("/").join(CONFIGURATION)
+    }
+
+    /// Tells whether this is a rescue.
+    fn is_there() -> bool {
+        Self::path().exists()
+    }
+
+    fn read() -> Result<Configuration> {
+        let text = fs::read(Self::path()).context("reading the configuration")?;
+        serde_json::from_slice(&text).context("reading the configuration")
+    }
+}
+
 /// Tells whether this process is the first one of a rescue.
 pub fn is_it() -> bool {
-    std::process::id() == 1 && Path::new("/").join(CONFIGURATION).exists()
+    std::process::id() == 1 && Configuration::is_there()
 }
 
 /// Runs until the machine restarts.
@@ -66,14 +83,13 @@ pub fn main() -> ! {
 fn live() -> Result<()> {
     mount_all()?;
     say("the rescue has begun");
-    let text = fs::read(Path::new("/").join(CONFIGURATION)).context("reading the configuration")?;
-    let configuration: Configuration = serde_json::from_slice(&text).context("reading the configuration")?;
+    let configuration = Configuration::read()?;
+    // It goes back even if something below hangs. The door has a dead man of its own.
     let visits = Visits::new(Duration::from_secs(configuration.timeout));
-    // From here on it goes back, even if something below hangs.
     let dead_man = Arc::clone(&visits);
     thread::spawn(move || {
         dead_man.wait();
-        say("nobody has come; restarting into what was installed before");
+        say("the rescue hangs; restarting into what was installed before");
         let _ = power::restart();
     });
     load_modules();
@@ -82,31 +98,30 @@ fn live() -> Result<()> {
         // What could be set up may be all that it takes; if not, nobody comes.
         Err(error) => say(&format!("{error:#}")),
     }
-    let keys = host_keys::read_in(&Path::new("/").join(HOST_KEYS))?;
-    let door = Door {
-        host_keys: keys.into_iter().map(|key| key.private).collect(),
-        authorized: configuration.authorized,
-    };
-    let listeners = listen(configuration.port)?;
-    say(&format!("waiting for the near end on port {}", configuration.port));
-    let touching = Arc::clone(&visits);
-    let rescue = Arc::new(Rescue::new(move || {
-        say("the disk is being written; from here on the rescue stays");
-        touching.touched();
-    }));
-    server::open(&door, listeners, visits, move |input, output| {
-        say("a near end is there");
-        let input = BufReader::with_capacity(BUFFER, input);
-        let output = BufWriter::with_capacity(BUFFER, output);
-        match serve(Place::Rescue(&rescue), input, output) {
-            Ok(()) => 0,
-            Err(error) => {
-                say(&format!("{error:#}"));
-                1
-            }
+    let _arrived = visits.arrive();
+    loop {
+        let status = wait_for(door::start()?.id())?;
+        if !door::has_touched() {
+            bail!("the SSH server has ended ({status})");
         }
-    })
-    .map(|never| match never {})
+        say(&format!("the SSH server has ended ({status}) and begins again, for the disk is being written"));
+        sleep(BREATH);
+    }
+}
+
+/// Waits until a process ends, and for all that have nobody else to wait for them; tells how it ended.
+fn wait_for(process: u32) -> Result<String> {
+    loop {
+        match wait().context("waiting for the SSH server")? {
+            WaitStatus::Exited(pid, code) if pid.as_raw() == process as i32 => {
+                return Ok(format!("exit code {code}"));
+            }
+            WaitStatus::Signaled(pid, signal, _) if pid.as_raw() == process as i32 => {
+                return Ok(signal.to_string());
+            }
+            _ => (),
+        }
+    }
 }
 
 /// Mounts what programs expect of a kernel.
@@ -141,13 +156,6 @@ fn load_modules() {
         let _ = fs::remove_file(file);
     }
     say(&format!("loaded {} modules", files.len()));
-}
-
-fn listen(port: u16) -> Result<Vec<TcpListener>> {
-    let both = TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
-    // A socket of IPv6 hears both, unless the kernel has no IPv6.
-    let listener = both.or_else(|_| TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))));
-    Ok(vec![listener.with_context(|| format!("listening on port {port}"))?])
 }
 
 /// Says a line on every console: through the kernel's log, which all of them show.

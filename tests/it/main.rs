@@ -34,6 +34,7 @@ mod network;
 mod network_machine;
 mod readme;
 mod real_nix;
+mod rescue;
 mod script;
 mod script_vm;
 mod shape;

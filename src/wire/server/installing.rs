@@ -40,12 +40,12 @@ const GLANCE: Duration = Duration::from_millis(200);
 /// What the rescue keeps from one connection to the next.
 pub struct Rescue {
     begun: Mutex<Option<run::Installation>>,
-    touched: Box<dyn Fn() + Send + Sync>,
+    touched: Box<dyn Fn() -> Result<()> + Send + Sync>,
 }
 
 impl Rescue {
-    /// `touched` hears when the disk is about to be changed.
-    pub fn new(touched: impl Fn() + Send + Sync + 'static) -> Rescue {
+    /// `touched` hears when the disk is about to be changed; if it fails, the disk is not.
+    pub fn new(touched: impl Fn() -> Result<()> + Send + Sync + 'static) -> Rescue {
         Rescue { begun: Mutex::new(None), touched: Box::new(touched) }
     }
 
@@ -90,7 +90,7 @@ impl<R: Read, W: Write + Send> Server<'_, R, W> {
         }
         let installation = begun.as_mut().expect("it was made above");
         if let Place::Rescue(rescue) = place {
-            (rescue.touched)();
+            (rescue.touched)()?;
         }
         let output = &Mutex::new(&mut self.output);
         let mut far = FromWire {
