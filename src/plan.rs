@@ -26,7 +26,7 @@ mod script;
 pub use archive::{Archive, ArchiveStep, install_to_archive};
 pub use deploy::{DeployStep, DeployWishes, deploy_to_dir, takes_deployments};
 pub use disk::{DiskStep, DiskWishes, install_to_disk};
-pub use drivers::{Also, Drivers, Undriven, drivers};
+pub use drivers::{Also, Drivers, Undriven, drivers, undriven};
 pub use network::Carried;
 pub use remote::{HostKeys, Missing, RemoteStep, RemoteWishes, deploy_via_ssh, takes_system};
 pub use replace::{Choice, Demand, Replacement, can_be_replaced, can_jump, disk_of, replace_via_ssh};

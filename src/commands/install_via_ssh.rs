@@ -5,6 +5,7 @@ mod install;
 mod jump;
 mod kernel;
 mod look;
+mod report;
 mod state;
 
 use anyhow::{Context, Result};
@@ -85,10 +86,11 @@ impl Story<'_> {
             false => error,
         })?;
         let facts = reached.client.examine().with_context(|| self.name())?;
-        let decided = self.decide(&facts)?;
+        let decided = self.decide(&facts);
         if let Some(file) = &self.args.hardware_report {
-            decided.report(&facts, file)?;
+            self.report(&facts, &decided, file)?;
         }
+        let decided = decided?;
         decided.check()?;
         if let Some(form) = self.args.common.only_plan() {
             self.show(&decided, form)?;

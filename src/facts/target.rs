@@ -31,6 +31,8 @@ pub struct TargetFacts {
     pub model: Option<String>,
     /// Whether `kernel.kexec_load_disabled` forbids the jump until the next boot.
     pub kexec_disabled: bool,
+    /// The hardware's watchdog that restarts the machine unless it is fed, by its own name.
+    pub watchdog: Option<String>,
     pub memory: Bytes,
     pub available_memory: Bytes,
     /// Where all that runs lies.
@@ -169,6 +171,7 @@ pub mod tests {
             container: None,
             model: Some("QEMU Standard PC".to_owned()),
             kexec_disabled: false,
+            watchdog: None,
             memory: Bytes::mib(480),
             available_memory: Bytes::mib(400),
             runs_from: RunsFrom::Disk,

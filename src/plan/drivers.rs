@@ -119,6 +119,18 @@ pub fn drivers(
     Ok(Drivers { load: tree.load_order(&[], &wanted.modules)?, undriven: wanted.undriven })
 }
 
+/// Tells which of a machine's disks and cards a tree has no driver for, whatever they are needed for.
+pub fn undriven(hardware: &Hardware, tree: &Tree) -> Vec<Undriven> {
+    let mut wanted = Wanted::default();
+    for disk in &hardware.disks {
+        wanted.device(tree, format!("the disk {}", disk.name), Some(disk));
+    }
+    for card in &hardware.cards {
+        wanted.device(tree, format!("the network card {}", card.name), Some(card));
+    }
+    wanted.undriven
+}
+
 #[derive(Default)]
 struct Wanted {
     modules: Vec<String>,

@@ -77,6 +77,12 @@ pub fn can_jump(host: &str, facts: &TargetFacts, demand: Demand) -> Result<()> {
              restart it without lockdown="
         )));
     }
+    if let Some(watchdog) = &facts.watchdog {
+        return Err(refused(format!(
+            "the watchdog of {host} ({watchdog}) is armed and would restart it amid the installation; \
+             disarm it first (RuntimeWatchdogSec=off in systemd, or stop the program that feeds it)"
+        )));
+    }
     if facts.memory < demand.least() {
         return Err(refused(format!(
             "{host} has {} of memory and this system's rescue needs {}; give it more, or install a system with a smaller kernel",
@@ -225,6 +231,7 @@ mod tests {
             (TargetFacts { kexec_disabled: true, ..facts() }, "kexec_load_disabled"),
             (TargetFacts { firmware: secure, ..facts() }, "Secure Boot"),
             (TargetFacts { lockdown: Some("integrity".into()), ..facts() }, "locked down (integrity)"),
+            (TargetFacts { watchdog: Some("iTCO_wdt".into()), ..facts() }, "(iTCO_wdt) is armed"),
             (TargetFacts { memory: Bytes::mib(216), ..facts() }, ""),
             (TargetFacts { memory: Bytes::mib(215), ..facts() }, "needs 216 MiB"),
         ] {

@@ -36,6 +36,7 @@ pub fn target(rescue: bool) -> Result<TargetFacts> {
         container: container(),
         model: model(),
         kexec_disabled: text("/proc/sys/kernel/kexec_load_disabled").trim() == "1",
+        watchdog: armed_watchdog(Path::new("/sys/class/watchdog")),
         memory: meminfo(&memory, "MemTotal"),
         available_memory: meminfo(&memory, "MemAvailable"),
         runs_from: match rescue {
@@ -89,6 +90,19 @@ fn firmware() -> Firmware {
 fn lockdown(text: &str) -> Option<String> {
     let (_, rest) = text.split_once('[')?;
     rest.split_once(']').map(|(mode, _)| mode.to_owned())
+}
+
+/// Returns the name of a watchdog that runs. One without a device is the kernel's own, and goes with it.
+fn armed_watchdog(class: &Path) -> Option<String> {
+    let entries = fs::read_dir(class).into_iter().flatten().flatten();
+    let mut armed = entries.map(|entry| entry.path()).filter(|watchdog| {
+        let state = read_line(&watchdog.join("state"));
+        watchdog.join("device").exists() && state.is_some_and(|state| state == "active")
+    });
+    armed.next().map(|watchdog| {
+        let name = || watchdog.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        read_line(&watchdog.join("identity")).filter(|text| !text.is_empty()).unwrap_or_else(name)
+    })
 }
 
 fn container() -> Option<String> {
@@ -235,6 +249,26 @@ mod tests {
         assert_eq!(pretty_name("PRETTY_NAME=\n"), None);
         let place = "/sys/devices/pci0000:00/0000:00:03.0/virtio1/block/vda";
         assert_eq!(place_of(place), "pci0000:00/0000:00:03.0/virtio1");
+    }
+
+    #[test]
+    fn a_watchdog_of_the_hardware_that_runs_is_told() {
+        let class = tempfile::tempdir().unwrap();
+        for (name, device, state, identity, told) in [
+            ("watchdog0", false, "active", "Software Watchdog", None),
+            ("watchdog1", true, "inactive", "iTCO_wdt", None),
+            ("watchdog2", true, "active", "iTCO_wdt", Some("iTCO_wdt")),
+        ] {
+            let watchdog = class.path().join(name);
+            fs::create_dir(&watchdog).unwrap();
+            fs::write(watchdog.join("state"), format!("{state}\n")).unwrap();
+            fs::write(watchdog.join("identity"), format!("{identity}\n")).unwrap();
+            if device {
+                fs::create_dir(watchdog.join("device")).unwrap();
+            }
+            assert_eq!(armed_watchdog(class.path()).as_deref(), told, "with {name}");
+        }
+        assert_eq!(armed_watchdog(&class.path().join("none")), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::env::{BINARY, Loop, Ran, System, TestEnv, digest, fixture, text, tool};
+use crate::env::{BINARY, Loop, Mounted, Ran, System, TestEnv, digest, fixture, text, tool};
 
 /// Runs `install-to-disk --yes` on a disk of ours, which has to stay as it is.
 #[track_caller]
@@ -23,20 +23,8 @@ fn a_mounted_disk_is_refused_with_its_mount_point() {
     let image = env.image("disk.img", 64);
     tool("mke2fs", &["-q", "-F", text(&image)]);
     let (disk, mountpoint) = (Loop::new(&image, &[]), env.path("mnt"));
-    fs::create_dir(&mountpoint).unwrap();
-    tool("mount", &["-o", "ro", disk.name(), text(&mountpoint)]);
-    let mounted = Mounted(&mountpoint);
-    refuse(&env, &image, disk.name()).stderr_has(text(&mountpoint));
-    drop(mounted);
-}
-
-/// A mount that goes with the value.
-struct Mounted<'a>(&'a Path);
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        Command::new("umount").arg(self.0).status().ok();
-    }
+    let mounted = Mounted::new(&["-o", "ro", disk.name()], mountpoint);
+    refuse(&env, &image, disk.name()).stderr_has(text(&mounted.0));
 }
 
 #[test]

@@ -12,7 +12,17 @@ use tempfile::TempDir;
 
 use crate::real_nix;
 
-pub const BINARY: &str = env!("CARGO_BIN_EXE_nixos-install-via");
+/// What is tested. The bench, which has this file too, names its binary itself.
+pub const BINARY: &str = match option_env!("CARGO_BIN_EXE_nixos-install-via") {
+    Some(binary) => binary,
+    None => "",
+};
+
+/// Beside the build, because /tmp may be memory and disks are large.
+const SCRATCH: &str = match option_env!("CARGO_TARGET_TMPDIR") {
+    Some(dir) => dir,
+    None => concat!(env!("CARGO_MANIFEST_DIR"), "/build"),
+};
 
 /// A directory that goes with the test, and the binary run from it.
 pub struct TestEnv {
@@ -21,8 +31,7 @@ pub struct TestEnv {
 
 impl TestEnv {
     pub fn new() -> TestEnv {
-        // Beside the build, because /tmp may be memory and disks are large.
-        let dir = tempfile::Builder::new().prefix("it-").tempdir_in(env!("CARGO_TARGET_TMPDIR"));
+        let dir = tempfile::Builder::new().prefix("it-").tempdir_in(SCRATCH);
         TestEnv { dir: dir.expect("the build directory can be written") }
     }
 
@@ -152,10 +161,49 @@ impl System {
         ["--yes", "--from", &root, "--system", &self.toplevel].map(String::from).to_vec()
     }
 
+    /// The same system, but that its kernel knows of no such module.
+    pub fn without_module(&self, env: &TestEnv, name: &str) -> (System, Mounted) {
+        let layer = env.path(&format!("without-{name}"));
+        let tree = in_root(&self.root, &self.toplevel).join("kernel-modules");
+        let tree = in_root(&self.root, text(&fs::read_link(tree).expect("it leads to the modules")));
+        let version =
+            fs::read_dir(tree.join("lib/modules")).unwrap().next().expect("it is of a kernel").unwrap();
+        for list in ["modules.dep", "modules.alias"] {
+            let text = fs::read_to_string(version.path().join(list)).unwrap();
+            let left: String =
+                text.lines().filter(|line| !line.contains(name)).map(|line| format!("{line}\n")).collect();
+            assert_ne!(left.len(), text.len(), "{list} has no {name}");
+            let place = version.path().strip_prefix(&self.root).unwrap().join(list);
+            fs::create_dir_all(layer.join(&place).parent().unwrap()).unwrap();
+            fs::write(layer.join(place), left).unwrap();
+        }
+        let layers = format!("lowerdir={}:{}", text(&layer), text(&self.root));
+        let root = Mounted::new(&["-t", "overlay", "overlay", "-o", &layers], env.path("root"));
+        (System { root: root.0.clone(), toplevel: self.toplevel.clone() }, root)
+    }
+
     /// A whole command line.
     pub fn words(&self, command: &str, more: &[&str]) -> Vec<String> {
         let more = more.iter().map(|word| word.to_string());
         [command.to_string()].into_iter().chain(self.options()).chain(more).collect()
+    }
+}
+
+/// A mount that goes with the value.
+pub struct Mounted(pub PathBuf);
+
+impl Mounted {
+    /// Mounts with these options at a new directory.
+    pub fn new(options: &[&str], point: PathBuf) -> Mounted {
+        fs::create_dir(&point).expect("the name is new");
+        tool("mount", &[options, &[text(&point)]].concat());
+        Mounted(point)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        Command::new("umount").arg(&self.0).status().ok();
     }
 }
 

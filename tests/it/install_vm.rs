@@ -161,6 +161,17 @@ fn a_debian_with_uefi_becomes_the_system_whoever_is_killed_meanwhile() {
     let report = fs::read_to_string(story.env.path("report.json")).unwrap();
     assert!(report.contains("\"virtio_net\"") && report.contains("\"undriven\": []"), "{report}");
 
+    // Without a driver for its network card nobody would ever reach it again.
+    let (lacking, _mounted) = story.system.without_module(&story.env, "virtio_net");
+    let whole = std::mem::replace(&mut story.system, lacking);
+    let card = ["--disk", "vda", "--hardware-report", "report.json"];
+    story.refused(BY_KEY, &card, 3, "the system has no driver for the network card");
+    let report = fs::read_to_string(story.env.path("report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let told = [&report["undriven"][0], &report["refused"]].map(|value| value.as_str().unwrap());
+    assert!(told.iter().all(|told| told.contains("virtio:d00000001v00001AF4")), "{told:?}");
+    story.system = whole;
+
     // Nobody comes: it goes back to what it was.
     let boot = story.debian.boot_id();
     let mut running = story.start(BY_KEY, &["--disk", "vda", "--rescue-timeout", "30"]);

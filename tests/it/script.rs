@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::env::{Loop, Ran, System, TestEnv, digest, fixture, small_system, text, tool};
+use crate::env::{Loop, Mounted, Ran, System, TestEnv, digest, fixture, small_system, text, tool};
 use crate::real_nix;
 
 /// Prints the script of a command into a file, and has it judged by those who know shells. It finds no programs
@@ -171,24 +171,11 @@ fn place(image: &Path, number: usize) -> (u64, u64) {
     (field("start=") * 512, field("size=") * 512)
 }
 
-/// A partition of an image, mounted for as long as the value lives.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn new(env: &TestEnv, image: &Path, number: usize, name: &str) -> Mounted {
-        let (start, size) = place(image, number);
-        let point = env.path(name);
-        fs::create_dir(&point).unwrap();
-        let options = format!("loop,offset={start},sizelimit={size}");
-        tool("mount", &["-o", &options, text(image), text(&point)]);
-        Mounted(point)
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        Command::new("umount").arg(&self.0).status().ok();
-    }
+/// Mounts a partition of an image.
+fn mounted(env: &TestEnv, image: &Path, number: usize, name: &str) -> Mounted {
+    let (start, size) = place(image, number);
+    let options = format!("loop,offset={start},sizelimit={size}");
+    Mounted::new(&["-o", &options, text(image)], env.path(name))
 }
 
 /// The part of the first sector that is code, and nothing of the table.
@@ -232,7 +219,7 @@ fn the_script_makes_the_disk_that_the_binary_makes() {
     assert_eq!(table(&images[0]), table(&images[1]));
     assert!(boot_code(&images[0]) == boot_code(&images[1]), "the boot code differs");
     let roots = ["by-script", "by-binary"];
-    let roots = [0, 1].map(|index| Mounted::new(&env, &images[index], 2, roots[index]));
+    let roots = [0, 1].map(|index| mounted(&env, &images[index], 2, roots[index]));
     let fresh = [
         // GRUB looks for the root by its UUID, which is fresh, in its configuration and in what it loads that with.
         "boot/grub/grub.cfg",

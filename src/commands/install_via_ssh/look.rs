@@ -1,10 +1,8 @@
 //! What is decided before anything is changed: which disk, by which drivers, over which network.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
 
 use super::Story;
 use super::jump::command_line;
@@ -13,7 +11,7 @@ use crate::cli::{HostKeysWish, Phase};
 use crate::commands::disk_wishes::{self, Place};
 use crate::disk::layout::DiskLayout;
 use crate::facts::target::{RunsFrom, TargetDisk, TargetFacts};
-use crate::failure::{refused, usage};
+use crate::failure::refused;
 use crate::plan::{
     self, Also, Carried, Choice, Demand, Drivers, HostKeys, Plan, RemoteStep, Replacement, Summary, Undriven,
     Wishes,
@@ -46,7 +44,7 @@ pub struct Decided {
     /// What the steps on the disk need.
     pub tools: Vec<PathInfo>,
     pub host_keys: HostKeys,
-    undriven: Vec<Undriven>,
+    pub undriven: Vec<Undriven>,
     host: String,
 }
 
@@ -215,23 +213,5 @@ impl Decided {
             words.join(" and "),
             self.host
         )))
-    }
-
-    /// Writes what was found out of the machine, as JSON.
-    pub fn report(&self, facts: &TargetFacts, file: &Path) -> Result<()> {
-        #[derive(Serialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Report<'a> {
-            facts: &'a TargetFacts,
-            modules: Vec<String>,
-            undriven: Vec<String>,
-        }
-        let report = Report {
-            facts,
-            modules: self.modules.iter().map(|(name, _)| name.clone()).collect(),
-            undriven: self.undriven.iter().map(ToString::to_string).collect(),
-        };
-        let text = serde_json::to_string_pretty(&report).context("writing the report as JSON")? + "\n";
-        fs::write(file, text).map_err(|error| usage(format!("writing {}: {error}", file.display())))
     }
 }

@@ -163,3 +163,24 @@ fn modules_that_are_asked_for_bring_what_they_ask_for() {
         ["xts", "aesni_intel", "sha256_ssse3", "essiv", "dm_mod"].iter().all(|name| crypt.contains(*name))
     );
 }
+
+#[test]
+fn of_all_disks_and_cards_those_without_a_driver_are_told() {
+    let strange = "pci:v0000FFFFd0000FFFFsv0sd0bc02sc00i00 - -";
+    let hardware = Hardware {
+        disks: vec![
+            device("vda", &[VIRTIO_BLK, VIRTIO_PCI]),
+            device("sdx", &["pci:vDEADd0000BEEF strange strange"]),
+        ],
+        cards: vec![device("eth7", &[strange])],
+        others: Vec::new(),
+    };
+    let told: Vec<String> = undriven(&hardware, &tree()).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            "the disk sdx (pci:vDEADd0000BEEF)",
+            "the network card eth7 (pci:v0000FFFFd0000FFFFsv0sd0bc02sc00i00)"
+        ]
+    );
+}
