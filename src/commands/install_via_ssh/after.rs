@@ -11,6 +11,7 @@ use super::state::State;
 use crate::cli::Phase;
 use crate::commands::remote::Reached;
 use crate::failure::Failure;
+use crate::plan::{RemoteStep, Step};
 use crate::ssh::{Settings, fingerprint};
 use crate::store::path::StorePath;
 
@@ -28,7 +29,10 @@ impl Story<'_> {
                 "{name} has {system} on its disk; install-via-ssh --resume {name} restarts it into that{key}"
             ));
         }
-        self.begins(&state, state.plan.steps.len() - 1);
+        // A plan that was to end before has no such step.
+        if let Some(Step::Remote(RemoteStep::Reboot)) = state.plan.steps.last() {
+            self.begins(&state, state.plan.steps.len() - 1);
+        }
         reached.client.reboot().with_context(|| format!("restarting {name}"))?;
         drop(reached);
         if self.args.no_wait {

@@ -29,8 +29,7 @@ const USEFUL: [&str; 6] = ["nls_cp437", "nls_iso8859_1", "nls_ascii", "nls_utf8"
 
 const SSH: u16 = 22;
 
-const NEW_HOST_KEY: &str = "the host keys of a system in memory may be those of many machines, so this one gets a new one, which is printed; \
-     --host-keys keep would keep those in /etc/ssh";
+const NEW_HOST_KEY: &str = "a system in memory may have the host keys of many machines, so the system gets a new one, which is printed when it is on the disk";
 
 /// All that is decided, and what it was decided by.
 pub struct Decided {
