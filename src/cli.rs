@@ -312,9 +312,9 @@ pub struct InstallViaSsh {
     pub disk_encryption_key: Vec<(String, PathBuf)>,
     #[command(flatten)]
     pub extra: ExtraFiles,
-    /// Host keys of the machine once it runs the system
-    #[arg(long, value_name = "WHICH", default_value = "keep")]
-    pub host_keys: HostKeysWish,
+    /// Host keys of the machine once it runs the system [default: keep, or new where it runs from memory]
+    #[arg(long, value_name = "WHICH")]
+    pub host_keys: Option<HostKeysWish>,
     /// Take only these of the phases, in their order
     #[arg(long, value_name = "PHASES", value_delimiter = ',', default_value = "kexec,disk,install,reboot")]
     phases: Vec<Phase>,

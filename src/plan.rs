@@ -29,7 +29,9 @@ pub use disk::{DiskStep, DiskWishes, install_to_disk};
 pub use drivers::{Also, Drivers, Undriven, drivers, undriven};
 pub use network::Carried;
 pub use remote::{HostKeys, Missing, RemoteStep, RemoteWishes, deploy_via_ssh, takes_system};
-pub use replace::{Choice, Demand, Replacement, can_be_replaced, can_jump, disk_of, replace_via_ssh};
+pub use replace::{
+    Choice, Demand, Replacement, can_be_replaced, can_jump, disk_of, host_keys, replace_via_ssh,
+};
 pub use script::{Script, script};
 
 /// The steps of one command, in order, and what a person should know before they are taken.

@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use super::remote::{self, Prepared, Reached};
 use super::{confirm, keys, print_plan, system};
 use crate::cli::{InstallViaSsh, Phase, PlanForm};
+use crate::facts::target::RunsFrom;
 use crate::failure::{refused, usage};
 use crate::progress::{Event, Progress};
 use crate::run::Keys;
@@ -81,7 +82,7 @@ impl Story<'_> {
     }
 
     fn begin(&self) -> Result<String> {
-        let mut reached = self.reach().map_err(|error| match state::exists(&self.args.host) {
+        let mut reached = self.reach().map_err(|error| match state::has_rescue(&self.args.host) {
             true => error.context("something was begun there, and its rescue lets only --resume in"),
             false => error,
         })?;
@@ -132,17 +133,41 @@ impl Story<'_> {
         self.in_rescue(state, keys)
     }
 
-    /// Goes on with what an earlier run has begun: its machine is in the rescue.
+    /// Goes on with what an earlier run has begun: its machine is in the rescue, or in memory all the time.
     fn go_on(&self, state: State) -> Result<String> {
+        if !state.jumps() {
+            return self.go_on_in_memory(state);
+        }
         let keys = keys::read(&self.args.disk_encryption_key, &state.layout()?)?;
         self.in_rescue(state, keys)
+    }
+
+    /// Restarts a machine that has the system on its disk and runs another one from memory.
+    fn go_on_in_memory(&self, state: State) -> Result<String> {
+        let name = self.name();
+        if !state.is_installed() {
+            return Err(usage(format!(
+                "{name} runs from memory and has no rescue that waits; leave out --resume, which starts over"
+            )));
+        }
+        let mut reached = self.reach()?;
+        let facts = reached.client.examine().with_context(|| self.name())?;
+        if facts.runs_from != RunsFrom::Memory {
+            return Err(refused(format!(
+                "{name} was restarted since then, and there is nothing to go on with"
+            )));
+        }
+        self.after(reached, state, &facts.boot_id)
     }
 
     fn in_rescue(&self, mut state: State, mut keys: Keys) -> Result<String> {
         let (reached, facts) = self.reach_rescue(&mut state)?;
         if !self.has(Phase::Install) {
             if self.has(Phase::Reboot) && self.args.resume {
-                return self.leave_rescue(reached);
+                return match state.is_installed() {
+                    true => self.after(reached, state, &facts.boot_id),
+                    false => self.leave_rescue(reached),
+                };
             }
             let _ = reached.leave();
             return Ok(format!(

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -76,7 +77,8 @@ pub fn make(tools: &Tools, content: &Content, device: &Path, size: Bytes, sector
     let words = command(content, size, sector_size);
     let tool = tools.get(&words[0]).with_context(|| format!("finding the tool {}", words[0]))?;
     let mut command = Command::new(tool);
-    command.args(&words[1..]).arg(device);
+    // Where it lies may be the end of a link: mkfs.ext4 is one to mke2fs, which makes ext2 by that name.
+    command.arg0(&words[0]).args(&words[1..]).arg(device);
     // A label with letters outside ASCII must reach the disk whatever locale root has.
     command.env("LC_ALL", "C.UTF-8");
     let what = content.format_name();
@@ -168,6 +170,8 @@ mod tests {
     fn the_tools_make_what_was_asked_for() {
         let names = ["mkfs.ext2", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "mkfs.vfat", "mkswap"];
         let find = |name: &str| program::find(name, ["/usr/sbin", "/sbin", "/usr/bin"].map(PathBuf::from));
+        // At the ends of links, as they are named to another machine.
+        let find = |name: &str| find(name)?.canonicalize().ok();
         let tools: Tools = names.iter().filter_map(|&name| Some((name.to_owned(), find(name)?))).collect();
         for (content, size) in [
             (filesystem(Format::Ext4, "größe", UUID), Bytes::mib(16)),

@@ -93,6 +93,19 @@ pub fn can_jump(host: &str, facts: &TargetFacts, demand: Demand) -> Result<()> {
     Ok(())
 }
 
+/// Decides which host keys a machine has once it runs the system; none were wished for where `wish` is none.
+///
+/// Those of a system in memory are made at each of its boots, or are the same on every machine that it was started on.
+pub fn host_keys(host: &str, facts: &TargetFacts, wish: Option<HostKeys>) -> Result<HostKeys> {
+    match (wish, facts.runs_from) {
+        (Some(HostKeys::New), _) | (None, RunsFrom::Memory) => Ok(HostKeys::New),
+        (Some(HostKeys::Keep), RunsFrom::Memory) if facts.host_keys.is_empty() => Err(refused(format!(
+            "{host} has no host keys in /etc/ssh that the system could keep; leave out --host-keys, and it gets a new one"
+        ))),
+        _ => Ok(HostKeys::Keep),
+    }
+}
+
 /// Which disk it may be.
 #[derive(Debug, PartialEq)]
 pub enum Choice<'a> {
@@ -129,9 +142,11 @@ pub fn disk_of<'a>(
         };
         return match is_free(&disk) {
             true => Ok(Choice::This(disk)),
-            false => {
-                Err(refused(format!("/dev/{name} of {host} is no place for a system: {}", reasons(disk))))
-            }
+            false => Err(refused(format!(
+                "/dev/{} of {host} is no place for a system: {}",
+                disk.name,
+                reasons(disk)
+            ))),
         };
     }
     // A stick that somebody left in it is not meant.
@@ -272,6 +287,32 @@ mod tests {
     }
 
     #[test]
+    fn host_keys_are_kept_where_they_are_the_machines_own() {
+        use HostKeys::{Keep, New};
+        use RunsFrom::{Disk, Memory, Rescue};
+        for (runs_from, wish, has_some, expected) in [
+            (Disk, None, true, Some(Keep)),
+            (Disk, Some(New), true, Some(New)),
+            // Those of a system in memory may be known to everybody.
+            (Memory, None, true, Some(New)),
+            (Memory, None, false, Some(New)),
+            (Memory, Some(New), false, Some(New)),
+            (Memory, Some(Keep), true, Some(Keep)),
+            // dropbear has keys of its own, which are no use to another server.
+            (Memory, Some(Keep), false, None),
+            // It has those of the machine before, and does not name them.
+            (Rescue, None, false, Some(Keep)),
+            (Rescue, Some(Keep), false, Some(Keep)),
+        ] {
+            let known = if has_some { facts().host_keys } else { Vec::new() };
+            let facts = TargetFacts { runs_from, host_keys: known, ..facts() };
+            let decided = host_keys("web1", &facts, wish);
+            assert_eq!(decided.as_ref().ok(), expected.as_ref(), "{runs_from:?} {wish:?}");
+            assert_eq!(said(decided.map(drop)).contains("leave out --host-keys"), expected.is_none());
+        }
+    }
+
+    #[test]
     fn the_only_disk_is_meant_and_else_one_is_named() {
         let held = |name: &str| {
             let mut disk = disk(name, "pci0/1", Some("serial-1"), 8);
@@ -307,6 +348,7 @@ mod tests {
             // What runs from memory stays, and with it what it uses.
             (vec![held("vda"), other.clone()], None, true, "vdb"),
             (vec![held("vda"), other.clone()], Some("vda"), true, "holds the root file system"),
+            (vec![held("vda"), other.clone()], Some("serial-1"), true, "/dev/vda of web1 is no place"),
             (vec![held("vda")], None, true, "has no disk that"),
             (vec![], None, false, "has no disk that"),
         ] {

@@ -23,6 +23,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -31,6 +32,7 @@ use super::deployment::{Action, Deployment, Ended};
 use super::profile;
 use crate::failure::refused;
 use crate::store::path::StorePath;
+use crate::sys::power;
 use state::{Directory, Record, Stage};
 
 const ROOT: &str = "/";
@@ -38,6 +40,10 @@ const ROOT: &str = "/";
 const LOOK: Duration = Duration::from_millis(200);
 // What taking a system back may need on a slow machine, besides the time limits of the deployment.
 const SPARE: Duration = Duration::from_secs(60);
+// Exists where systemd is the init, and nowhere else.
+const SYSTEMD: &str = "/run/systemd/system";
+// How long the last answer may need to leave the machine.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Returns the system that this machine runs.
 pub fn running() -> Option<StorePath> {
@@ -289,7 +295,13 @@ fn failed_units() -> BTreeSet<String> {
     unit::failed().unwrap_or_default()
 }
 
-/// Restarts the machine, after what was said has been sent.
+/// Restarts the machine, after what was said has been sent: by systemd, or at once where something else is the init.
+///
+/// Such a machine runs from memory, as rescue systems do, and there is nothing to be stopped in an orderly way.
 pub fn reboot() -> Result<()> {
-    unit::reboot()
+    if Path::new(SYSTEMD).exists() {
+        return unit::reboot();
+    }
+    sleep(FAREWELL);
+    power::restart()
 }

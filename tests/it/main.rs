@@ -21,6 +21,8 @@ mod generate;
 mod gpt_auto;
 mod hostile;
 mod image;
+mod initrd;
+mod install_memory;
 mod install_vm;
 mod interrupted;
 mod kexec;

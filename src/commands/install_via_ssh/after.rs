@@ -11,6 +11,7 @@ use super::state::State;
 use crate::cli::Phase;
 use crate::commands::remote::Reached;
 use crate::failure::Failure;
+use crate::plan::{RemoteStep, Step};
 use crate::ssh::{Settings, fingerprint};
 use crate::store::path::StorePath;
 
@@ -18,27 +19,33 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 impl Story<'_> {
     /// Restarts the machine and waits until it answers as the system. `boot_id` is of what runs now.
-    pub(super) fn after(&self, mut reached: Reached, state: State, boot_id: &str) -> Result<String> {
+    pub(super) fn after(&self, mut reached: Reached, mut state: State, boot_id: &str) -> Result<String> {
         let (name, system) = (self.name(), self.system.name());
         let key = self.tell_of_key(&state)?;
+        state.set_installed()?;
         if !self.has(Phase::Reboot) {
             let _ = reached.leave();
-            return Ok(format!("{name} has {system} on its disk, and is to be restarted{key}"));
+            return Ok(format!(
+                "{name} has {system} on its disk; install-via-ssh --resume {name} restarts it into that{key}"
+            ));
         }
-        self.begins(&state, state.plan.steps.len() - 1);
+        // A plan that was to end before has no such step.
+        if let Some(Step::Remote(RemoteStep::Reboot)) = state.plan.steps.last() {
+            self.begins(&state, state.plan.steps.len() - 1);
+        }
         reached.client.reboot().with_context(|| format!("restarting {name}"))?;
         drop(reached);
         if self.args.no_wait {
             state.finish()?;
             return Ok(format!("{name} restarts into {system}{key}"));
         }
-        self.wait(&state, boot_id)?;
+        self.wait(&state, boot_id, &key)?;
         state.finish()?;
         Ok(format!("{name} runs {system}{key}"))
     }
 
-    /// Waits until the machine answers as the system.
-    fn wait(&self, state: &State, boot_id: &str) -> Result<()> {
+    /// Waits until the machine answers as the system. `key` says which new key it has.
+    fn wait(&self, state: &State, boot_id: &str, key: &str) -> Result<()> {
         let settings = self.settings_after(state)?;
         let (name, system) = (self.name(), &self.system);
         let deadline = Instant::now() + Duration::from_secs(self.args.wait_timeout.into());
@@ -53,7 +60,7 @@ impl Story<'_> {
             };
             if Instant::now() >= deadline {
                 return Err(Failure::Unknown(format!(
-                    "{} is on the disk of {name}, which does not answer as it: {why}; look at its console",
+                    "{} is on the disk of {name}, which does not answer as it: {why}; look at its console{key}",
                     system.name()
                 ))
                 .into());

@@ -27,6 +27,8 @@ const USEFUL: [&str; 6] = ["nls_cp437", "nls_iso8859_1", "nls_ascii", "nls_utf8"
 
 const SSH: u16 = 22;
 
+const NEW_HOST_KEY: &str = "a system in memory may have the host keys of many machines, so the system gets a new one, which is printed when it is on the disk";
+
 /// All that is decided, and what it was decided by.
 pub struct Decided {
     pub plan: Plan,
@@ -81,10 +83,14 @@ impl Story<'_> {
             let tools = tools.iter().map(|info| info.nar_size).sum();
             plan::can_jump(&host, facts, Demand { initrd: rescue.initrd, tools })?;
         }
-        let host_keys = match args.host_keys {
+        let wish = args.host_keys.map(|wish| match wish {
             HostKeysWish::Keep => HostKeys::Keep,
             HostKeysWish::New => HostKeys::New,
-        };
+        });
+        let host_keys = plan::host_keys(&host, facts, wish)?;
+        if wish != Some(host_keys) && host_keys == HostKeys::New {
+            notes.push(NEW_HOST_KEY.to_owned());
+        }
         let replacement = Replacement {
             host: &host,
             jump: jumps.then_some(RemoteStep::Jump {

@@ -15,7 +15,7 @@ use super::look::Decided;
 use crate::disk::layout::DiskLayout;
 use crate::facts::target::{TargetDisk, TargetFacts};
 use crate::failure::{refused, usage};
-use crate::plan::{DiskStep, HostKeys, Plan, Step};
+use crate::plan::{DiskStep, HostKeys, Plan, RemoteStep, Step};
 use crate::ssh::{Address, KeyPair};
 use crate::store::path::StorePath;
 use crate::sys::file::Staged;
@@ -42,6 +42,9 @@ struct Kept {
     disk: TargetDisk,
     /// Whether the plan names the disk as the rescue does.
     found: bool,
+    /// Whether the system is on the disk, and only the restart is left.
+    #[serde(default)]
+    installed: bool,
     tools: Vec<StorePath>,
     host_keys: HostKeys,
     /// The new host key and its public line.
@@ -82,6 +85,7 @@ impl State {
             plan: decided.plan.clone(),
             disk: decided.disk.clone(),
             found: !decided.jumps,
+            installed: false,
             tools: decided.tools.iter().map(|info| info.path.clone()).collect(),
             host_keys: decided.host_keys,
             new_host_key,
@@ -123,6 +127,21 @@ impl State {
         self.kept.found = true;
         self.plan = self.kept.plan.clone();
         self.save()
+    }
+
+    /// Remembers that the system is on the disk.
+    pub fn set_installed(&mut self) -> Result<()> {
+        self.kept.installed = true;
+        self.save()
+    }
+
+    pub fn is_installed(&self) -> bool {
+        self.kept.installed
+    }
+
+    /// Tells whether the machine has jumped into the rescue, or was to.
+    pub fn jumps(&self) -> bool {
+        jumps(&self.plan)
     }
 
     /// Returns the layout that the plan makes.
@@ -173,9 +192,13 @@ pub fn system(host: &Address) -> Result<StorePath> {
     Ok(read(host, &directory(host)?)?.plan.system)
 }
 
-/// Tells whether an earlier run has begun something that is not complete.
-pub fn exists(host: &Address) -> bool {
-    directory(host).is_ok_and(|dir| dir.join(STATE).exists())
+/// Tells whether an earlier run has begun something that is not complete, and whose rescue may wait.
+pub fn has_rescue(host: &Address) -> bool {
+    directory(host).and_then(|dir| read(host, &dir)).is_ok_and(|kept| jumps(&kept.plan))
+}
+
+fn jumps(plan: &Plan) -> bool {
+    plan.steps.iter().any(|step| matches!(step, Step::Remote(RemoteStep::Jump { .. })))
 }
 
 fn read(host: &Address, dir: &Path) -> Result<Kept> {
