@@ -21,6 +21,7 @@ mod generate;
 mod gpt_auto;
 mod hostile;
 mod image;
+mod install_networks;
 mod install_vm;
 mod interrupted;
 mod kexec;
@@ -38,8 +39,10 @@ mod script;
 mod script_vm;
 mod shape;
 mod source;
+mod space;
 mod ssh;
 mod sshd;
 #[allow(dead_code)] // the demo uses the rest
 mod vm;
 mod wire;
+mod wires;
