@@ -6,7 +6,7 @@
 use std::fs;
 
 use crate::debian::{ALIAS, Debian, Firmware, Hardware, UP, key};
-use crate::env::{Ran, System, TestEnv, fixture};
+use crate::env::{Ran, System, TestEnv, fixture, text};
 use crate::space::Space;
 use crate::sshd::Sshd;
 use crate::vm::LONG;
@@ -104,27 +104,30 @@ impl Story {
         ));
     }
 
+    /// Runs the command in one of the networks.
     fn run(&self, from: &Space, more: &[&str]) -> Ran {
-        let words = [&["-F", "config"], more].concat();
-        let mut command = self.env.command(self.system.words("install-via-ssh", &words));
+        self.ran(from, self.system.words("install-via-ssh", &[&["-F", "config"], more].concat()))
+    }
+
+    /// Goes on with what was begun.
+    fn resume(&self, from: &Space, more: &[&str]) -> Ran {
+        let root = text(&self.system.root);
+        let words = [&["install-via-ssh", "--resume", "--from", root, "-F", "config"], more].concat();
+        self.ran(from, words.into_iter().map(String::from).collect())
+    }
+
+    fn ran(&self, from: &Space, words: Vec<String>) -> Ran {
+        let mut command = self.env.command(words);
         command.env("XDG_STATE_HOME", self.env.path("state"));
         from.inside(|| Ran::of(&mut command))
     }
 
-    /// To the rescue; and as nobody comes, Debian comes back.
+    /// Debian is back, by another boot than this one.
     #[track_caller]
-    fn to_the_rescue_and_back(&mut self, from: fn(&Networks) -> &Space, how: &[&str]) -> String {
-        let begun = self.debian.vm().serial().len();
-        let boot = self.boot_id();
-        let words = [how, &["--kexec-only", "--rescue-timeout", "30"]].concat();
-        let ran = self.run(from(&self.networks), &words);
-        println!("{ran}");
-        ran.ok().stderr_has("is in the rescue");
-        self.debian.wait_for("nobody has come", LONG);
+    fn is_back(&mut self, boot: &str) {
         self.debian.wait_for(UP, LONG);
         self.debian.vm().wait_shell(LONG);
         assert_ne!(self.boot_id(), boot);
-        self.debian.vm().serial()[begun..].to_owned()
     }
 
     #[track_caller]
@@ -149,22 +152,37 @@ fn a_debian_is_reached_by_a_vlan_behind_a_jump_host_or_by_ipv6_alone_and_so_is_i
         ip link set tunnel up
         ip address add {BY_TUNNEL}/32 dev tunnel"
     ));
-    story.networks.router.answers(BY_VLAN);
-    let unreachable = story.run(&story.networks.home, &[BY_VLAN, "--dry-run"]);
-    unreachable.ended_with(1).stderr_has("ssh could not connect").says_a_sentence();
-    let refused = story.run(&story.networks.home, &["-J", "office", BY_TUNNEL, "--dry-run"]);
-    println!("{refused}");
+    let Networks { home, router, .. } = &story.networks;
+    router.answers(BY_VLAN);
+    let alone = story.run(home, &[BY_VLAN, "--dry-run"]);
+    alone.ended_with(1).stderr_has("ssh could not connect").says_a_sentence();
+    let refused = story.run(home, &["-J", "office", BY_TUNNEL, "--dry-run"]);
     refused.refused().stderr_has("reached through tunnel, a tunnel of some program").says_a_sentence();
-    let serial = story.to_the_rescue_and_back(|networks| &networks.home, &["-J", "office", BY_VLAN]);
-    println!("{serial}");
+    let boot = story.boot_id();
+    let short = ["-J", "office", BY_VLAN, "--kexec-only", "--rescue-timeout", "30"];
+    story.run(&story.networks.home, &short).ok().stderr_has("is in the rescue");
+    for said in [&format!("{BY_VLAN}/32 on "), "default via 192.0.2.1 dev ", "nobody has come"] {
+        story.debian.wait_for(said, LONG);
+    }
+    story.is_back(&boot);
 
-    // Without a single address of version 4.
+    // Without a single address of version 4; somebody comes back, and has seen enough.
     story.networks.wire.tag(None);
     story.set_up(&format!(
         "ip address add {BY_IPV6}/128 dev $card nodad
         ip -6 route add default via fe80::1 dev $card"
     ));
     story.networks.router.answers(BY_IPV6);
-    let serial = story.to_the_rescue_and_back(|networks| &networks.office, &[BY_IPV6]);
-    println!("{serial}");
+    let boot = story.boot_id();
+    let office = &story.networks.office;
+    let plan = story.run(office, &[BY_IPV6, "--kexec-only", "--dry-run"]).ok();
+    plan.stdout_has("Jump into the rescue").stdout_has("now only step 1 is done");
+    story.run(office, &[BY_IPV6, "--kexec-only"]).ok().stderr_has("is in the rescue");
+    let leave = [BY_IPV6, "--phases", "reboot"];
+    story.resume(office, &leave).ok().stderr_has("restarts");
+    story.resume(office, &leave).misused().stderr_has("nothing was begun");
+    for said in [&format!("{BY_IPV6}/128 on "), "default via fe80::1 dev "] {
+        story.debian.wait_for(said, LONG);
+    }
+    story.is_back(&boot);
 }

@@ -11,6 +11,7 @@ use super::state::State;
 use crate::cli::Phase;
 use crate::commands::remote::Reached;
 use crate::failure::Failure;
+use crate::plan::{RemoteStep, Step};
 use crate::ssh::{Settings, fingerprint};
 use crate::store::path::StorePath;
 
@@ -25,7 +26,11 @@ impl Story<'_> {
             let _ = reached.leave();
             return Ok(format!("{name} has {system} on its disk, and is to be restarted{key}"));
         }
-        self.begins(&state, state.plan.steps.len() - 1);
+        // Not among the steps where an earlier run was to end before.
+        let restart = |step: &Step| matches!(step, Step::Remote(RemoteStep::Reboot));
+        if let Some(number) = state.plan.steps.iter().position(restart) {
+            self.begins(&state, number);
+        }
         reached.client.reboot().with_context(|| format!("restarting {name}"))?;
         drop(reached);
         if self.args.no_wait {
