@@ -15,6 +15,7 @@ use super::{confirm, keys, print_plan, system};
 use crate::cli::{InstallViaSsh, Phase, PlanForm};
 use crate::facts::target::RunsFrom;
 use crate::failure::{refused, usage};
+use crate::plan::Plan;
 use crate::progress::{Event, Progress};
 use crate::run::Keys;
 use crate::ssh::{Questions, Settings};
@@ -22,7 +23,6 @@ use crate::store::path::StorePath;
 use crate::sys::interrupt;
 use crate::system::extra_files;
 use crate::wire::parcels::Parcels;
-use look::Decided;
 use state::State;
 
 pub fn run(args: &InstallViaSsh) -> Result<()> {
@@ -94,7 +94,7 @@ impl Story<'_> {
         let decided = decided?;
         decided.check()?;
         if let Some(form) = self.args.common.only_plan() {
-            self.show(&decided, form)?;
+            self.show(&self.shown(&decided.plan), form)?;
             reached.leave()?;
             return Ok(String::new());
         }
@@ -112,10 +112,15 @@ impl Story<'_> {
         }
         let mut keys = keys::read(&self.args.disk_encryption_key, &decided.layout)?;
         if !self.args.yes.yes {
-            let (target, host) = (decided.plan.target.display(), &self.args.host.host);
-            let question =
-                format!("What runs there will be lost, with all that is on {target}. Type {host} to go on:");
-            confirm(&decided.plan, &question, &[&self.args.host.host, &self.name()])?;
+            let host = &self.args.host.host;
+            let question = match self.has(Phase::Install) {
+                true => format!(
+                    "What runs there will be lost, with all that is on {}. Type {host} to go on:",
+                    decided.plan.target.display()
+                ),
+                false => format!("What runs there ends, and its disk stays as it is. Type {host} to go on:"),
+            };
+            confirm(&self.shown(&decided.plan), &question, &[host, &self.name()])?;
         }
         if self.has(Phase::Install) {
             keys::complete(&mut keys, &decided.layout)?;
@@ -166,7 +171,7 @@ impl Story<'_> {
             if self.has(Phase::Reboot) && self.args.resume {
                 return match state.is_installed() {
                     true => self.after(reached, state, &facts.boot_id),
-                    false => self.leave_rescue(reached),
+                    false => self.leave_rescue(reached, state),
                 };
             }
             let _ = reached.leave();
@@ -185,13 +190,23 @@ impl Story<'_> {
         Reached::start(&self.args.host, &self.settings, &self.prepared.far, &self.questions, |_| ())
     }
 
-    fn show(&self, decided: &Decided, form: PlanForm) -> Result<()> {
+    /// Returns the plan with a word on what of it is done now.
+    fn shown(&self, plan: &Plan) -> Plan {
+        let mut plan = plan.clone();
+        if !self.has(Phase::Install) {
+            let note = "now only step 1 is done; unless install-via-ssh --resume goes on from there, the machine goes back to what it was";
+            plan.notes.push(note.to_owned());
+        }
+        plan
+    }
+
+    fn show(&self, plan: &Plan, form: PlanForm) -> Result<()> {
         if self.args.common.progress.is_on_stdout() {
-            let plan = serde_json::to_value(&decided.plan).context("writing the plan as JSON")?;
+            let plan = serde_json::to_value(plan).context("writing the plan as JSON")?;
             self.progress.event(Event::Plan { plan });
             return Ok(());
         }
-        print_plan(&decided.plan, &self.prepared.closure, form)
+        print_plan(plan, &self.prepared.closure, form)
     }
 
     /// Tells that a step of the plan begins.

@@ -148,9 +148,10 @@ fn load_modules() {
     files.sort();
     for file in &files {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
-        let loaded = fs::read(file).map_err(Into::into).and_then(|contents| module::insert(&contents, &name));
+        let contents = fs::read(file).with_context(|| format!("reading the module {name}"));
+        let loaded = contents.and_then(|contents| module::insert(&contents, &name));
         if let Err(error) = loaded {
-            say(&format!("loading the module {name}: {error:#}"));
+            say(&format!("{error:#}"));
         }
         // It is in the kernel now, and memory is short.
         let _ = fs::remove_file(file);

@@ -13,6 +13,7 @@ use crate::env::{TestEnv, text, tool};
 use crate::link::{Link, free_port};
 use crate::login::{Login, known_host};
 use crate::vm::{BOOT, Machine, Start, Vm};
+use crate::wires::Wire;
 
 // As tests/debian/build.sh sets them.
 pub const ROOT_PASSWORD: &str = "correct horse";
@@ -27,7 +28,7 @@ pub const BY_PASSWORD: &str = "debian-by-password";
 pub const AS_PERSON: &str = "debian-as-person";
 
 // The name that host keys go by, as someone has it whose machines change their addresses.
-const ALIAS: &str = "debian.test";
+pub const ALIAS: &str = "debian.test";
 
 #[derive(Clone, Copy, Debug)]
 pub enum Firmware {
@@ -42,14 +43,15 @@ pub struct Hardware {
     disk: u64,
     second_disk: Option<u64>,
     card: &'static str,
+    wire: Option<String>,
     words: Vec<String>,
 }
 
 impl Hardware {
     pub fn new(firmware: Firmware, memory: u32) -> Hardware {
-        let (card, words) = ("virtio-net-pci", Vec::new());
+        let (card, wire, words) = ("virtio-net-pci", None, Vec::new());
         // Room for the largest system of the fixture, with its boot partition.
-        Hardware { firmware, memory, disk: 4096, second_disk: None, card, words }
+        Hardware { firmware, memory, disk: 4096, second_disk: None, card, wire, words }
     }
 
     /// The size of `/dev/vda` in MiB; Debian fills the first 1026 of it.
@@ -67,6 +69,12 @@ impl Hardware {
     /// The network card's model, as QEMU calls it; Debian also has the driver of `vmxnet3`.
     pub fn card(mut self, model: &'static str) -> Hardware {
         self.card = model;
+        self
+    }
+
+    /// A wire for the card: then nothing else leads to the machine, [`Debian::login`] and all that is like it neither.
+    pub fn wire(mut self, wire: &Wire) -> Hardware {
+        self.wire = Some(wire.netdev());
         self
     }
 
@@ -144,7 +152,12 @@ impl Debian {
         if let Some(second) = &self.second_disk {
             machine = machine.disk(second).boot_from(1);
         }
-        let machine = machine.ssh_by(self.port, self.hardware.card).words(&self.hardware.words);
+        let Hardware { card, wire, words, .. } = &self.hardware;
+        let machine = match wire {
+            Some(netdev) => machine.card(netdev, card),
+            None => machine.ssh_by(self.port, card),
+        };
+        let machine = machine.words(words);
         self.vm = Some(machine.start());
         self.heard = 0;
     }

@@ -23,6 +23,7 @@ mod hostile;
 mod image;
 mod initrd;
 mod install_memory;
+mod install_networks;
 mod install_vm;
 mod interrupted;
 mod kexec;
@@ -41,8 +42,10 @@ mod script;
 mod script_vm;
 mod shape;
 mod source;
+mod space;
 mod ssh;
 mod sshd;
 #[allow(dead_code)] // the demo uses the rest
 mod vm;
 mod wire;
+mod wires;

@@ -5,85 +5,34 @@
 //! What this machine's kernel does not know is tested under Debian's: see [`crate::network_machine`].
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::process::{Command, Output, id};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::process::Command;
 use std::thread::{self, sleep};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::sched::{CloneFlags, setns};
 use nixos_install_via::facts::network::Network;
 use nixos_install_via::plan::network::{Carried, carried};
 use nixos_install_via::{probe, run};
 use serde_json::Value;
 
+use crate::space::{Space, checked};
+
 /// Set where the kernel is known to have what every case needs.
 pub const COMPLETE: &str = "NETWORK_IS_COMPLETE";
 
 const PATIENCE: Duration = Duration::from_secs(10);
-// A bond finds its way in less, also in an emulated machine.
-const ANSWERS: Duration = Duration::from_secs(60);
-
-/// A network namespace, until the value goes.
-struct Space(String);
 
 impl Space {
-    fn new(role: &str) -> Space {
-        static NUMBER: AtomicUsize = AtomicUsize::new(0);
-        let space = Space(format!("via-{}-{}-{role}", id(), NUMBER.fetch_add(1, Ordering::Relaxed)));
-        checked(Command::new("ip").args(["netns", "add", &space.0]));
-        space.ip("link set lo up");
-        space
-    }
-
-    fn try_ip(&self, words: &str) -> Output {
-        let mut ip = Command::new("ip");
-        ip.args(["-netns", &self.0]).args(words.split_whitespace()).output().expect("iproute2 is installed")
-    }
-
-    #[track_caller]
-    fn ip(&self, words: &str) -> String {
-        let output = self.try_ip(words);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "ip {words}: {said}");
-        String::from_utf8(output.stdout).expect("ip writes UTF-8")
-    }
-
-    /// Runs something of ours there.
-    fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let space = File::open(format!("/run/netns/{}", self.0)).unwrap();
-        let there = || {
-            setns(space, CloneFlags::CLONE_NEWNET).expect("root may enter namespaces");
-            work()
-        };
-        thread::scope(|scope| scope.spawn(there).join().expect("it does not panic"))
-    }
-
     /// Lays cables to `far`, whose ends there are called `far0` and so on.
     fn cables(&self, far: &Space, number: usize, name: &str) {
         // The last one first, as other kernels may find them.
         for cable in (0..number).rev() {
-            let (here, there) = (&self.0, &far.0);
+            let (here, there) = (self.name(), far.name());
             let ends =
                 format!("{name}{cable} netns {here} address {} type veth peer name far{cable}", mac(cable));
             checked(
                 Command::new("ip").args(["link", "add"]).args(ends.split_whitespace()).args(["netns", there]),
             );
             far.ip(&format!("link set far{cable} up"));
-        }
-    }
-
-    #[track_caller]
-    fn answers(&self, address: &str) {
-        let begun = Instant::now();
-        loop {
-            let family = if address.contains(':') { "-6" } else { "-4" };
-            let mut ping = Command::new("ip");
-            ping.args(["netns", "exec", &self.0, "busybox", "ping", family, "-c", "1", "-W", "1", address]);
-            if ping.output().expect("busybox is installed").status.success() {
-                return;
-            }
-            assert!(begun.elapsed() < ANSWERS, "{address} does not answer: {}", self.ip("route"));
         }
     }
 
@@ -140,18 +89,6 @@ impl Space {
 }
 
 type Picture = BTreeSet<String>;
-
-impl Drop for Space {
-    fn drop(&mut self) {
-        Command::new("ip").args(["netns", "delete", &self.0]).status().ok();
-    }
-}
-
-#[track_caller]
-fn checked(command: &mut Command) {
-    let output = command.output().expect("iproute2 is installed");
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
 
 fn mac(card: usize) -> String {
     format!("52:54:00:00:00:{:02x}", card + 1)
@@ -459,7 +396,7 @@ fn a_card_that_comes_late_is_waited_for_and_one_with_another_address_is_taken_if
 
     let other = Space::new("other");
     other.ip("link add spare type veth peer name far9");
-    other.ip(&format!("link set far9 netns {}", far.0));
+    other.ip(&format!("link set far9 netns {}", far.name()));
     let done = other.inside(|| run::bring_up(&decided, short).unwrap());
     assert_eq!(done[0], "spare is taken for eth0, for there is no other card");
     let link = other.ip("-oneline address show dev spare") + &other.ip("-oneline link show dev spare");

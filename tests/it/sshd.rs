@@ -48,15 +48,21 @@ const PLACES: [&str; 5] = ["/run", "/root", "/var/tmp", "/tmp", "/dev/shm"];
 pub struct Sshd {
     pub env: TestEnv,
     pub port: u16,
+    ip: &'static str,
     namespace: Child,
 }
 
 impl Sshd {
     /// Starts a machine; `more` are shell commands that change it before it can be reached.
     pub fn start(more: &str) -> Sshd {
+        Sshd::start_at("127.0.0.1", more)
+    }
+
+    /// Like [`Sshd::start`], at another address of the network namespace that this thread is in.
+    pub fn start_at(ip: &'static str, more: &str) -> Sshd {
         let env = TestEnv::new();
         let dir = env.path("");
-        let free = TcpListener::bind("127.0.0.1:0").expect("there are free ports");
+        let free = TcpListener::bind((ip, 0)).expect("there are free ports");
         let port = free.local_addr().unwrap().port();
         drop(free);
         for key in ["host", "id"] {
@@ -64,9 +70,9 @@ impl Sshd {
             tool("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-C", "", "-f", text(&file)]);
         }
         let host_key = fs::read_to_string(env.path("host.pub")).unwrap();
-        fs::write(env.path("known_hosts"), format!("[127.0.0.1]:{port} {host_key}")).unwrap();
+        fs::write(env.path("known_hosts"), format!("[{ip}]:{port} {host_key}")).unwrap();
         write_accounts(&env);
-        fs::write(env.path("sshd_config"), config(&dir, port)).unwrap();
+        fs::write(env.path("sshd_config"), config(&dir, ip, port)).unwrap();
         let log = fs::File::create(env.path("log")).unwrap();
         let namespace = Command::new("unshare")
             .args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"])
@@ -76,14 +82,14 @@ impl Sshd {
             .stderr(log)
             .spawn()
             .expect("unshare is there");
-        let mut sshd = Sshd { env, port, namespace };
+        let mut sshd = Sshd { env, port, ip, namespace };
         sshd.wait();
         sshd
     }
 
     fn wait(&mut self) {
         let deadline = Instant::now() + READY;
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+        while TcpStream::connect((self.ip, self.port)).is_err() {
             let ended = self.namespace.try_wait().unwrap();
             assert!(ended.is_none() && Instant::now() < deadline, "no sshd: {}", self.log());
             sleep(Duration::from_millis(20));
@@ -95,7 +101,7 @@ impl Sshd {
     }
 
     pub fn address(&self, account: &str) -> Address {
-        format!("{account}@127.0.0.1").parse().unwrap()
+        format!("{account}@{}", self.ip).parse().unwrap()
     }
 
     /// What a person would write to get there by key, with no questions asked.
@@ -166,10 +172,10 @@ fn write_accounts(env: &TestEnv) {
     }
 }
 
-fn config(dir: &Path, port: u16) -> String {
+fn config(dir: &Path, ip: &str, port: u16) -> String {
     let dir = text(dir);
     format!(
-        "ListenAddress 127.0.0.1\nPort {port}\nHostKey {dir}host\nPidFile none\nUsePAM no\nPermitRootLogin yes\n\
+        "ListenAddress {ip}\nPort {port}\nHostKey {dir}host\nPidFile none\nUsePAM no\nPermitRootLogin yes\n\
          AuthorizedKeysFile /run/keys\nStrictModes no\nPasswordAuthentication yes\nPrintLastLog no\n\
          MaxStartups 100\nPerSourceMaxStartups none\n\
          Match User keyless-root\n  PubkeyAuthentication no\n"

@@ -123,8 +123,12 @@ impl Machine {
 
     /// Like [`Machine::ssh`], with a card of the model that QEMU calls `card`.
     pub fn ssh_by(self, port: u16, card: &str) -> Machine {
-        let forward = format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22");
-        self.words(&["-netdev", &forward, "-device", &format!("{card},netdev=net")])
+        self.card(&format!("user,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22"), card)
+    }
+
+    /// Gives the machine a network card of a model that QEMU calls `model`, on what QEMU calls `netdev`.
+    pub fn card(self, netdev: &str, model: &str) -> Machine {
+        self.words(&["-netdev", &format!("{netdev},id=net"), "-device", &format!("{model},netdev=net")])
     }
 
     /// Adds words of QEMU's own to its command line.

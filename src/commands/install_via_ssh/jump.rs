@@ -23,6 +23,8 @@ use crate::sys::file;
 
 // Between two tries to reach a machine that does not answer.
 const PAUSE: Duration = Duration::from_secs(1);
+// The old system still takes calls for a moment, and whoever is on the line when it ends hears of that half a minute later.
+const LEAVING: Duration = Duration::from_secs(5);
 // How long the kernel and the network cards of a large server may need.
 const BOOT: Duration = Duration::from_secs(300);
 // What a rescue's kernel is told of, as the kernel before it was: where its consoles are, and what it must not touch.
@@ -54,6 +56,7 @@ impl Story<'_> {
         })?;
         // It ends with the machine, sooner or later.
         drop(reached);
+        sleep(LEAVING);
         Ok(())
     }
 
@@ -88,9 +91,10 @@ impl Story<'_> {
         }
     }
 
-    /// Leaves the rescue for what was installed before.
-    pub(super) fn leave_rescue(&self, mut reached: Reached) -> Result<String> {
+    /// Leaves the rescue, to which nothing leads back, for what is on the disk.
+    pub(super) fn leave_rescue(&self, mut reached: Reached, state: State) -> Result<String> {
         reached.client.reboot().with_context(|| format!("restarting {}", self.name()))?;
+        state.finish()?;
         Ok(format!("{} restarts", self.name()))
     }
 
