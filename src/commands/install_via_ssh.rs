@@ -90,6 +90,7 @@ impl Story<'_> {
             decided.report(&facts, file)?;
         }
         decided.check()?;
+        let mut keys = keys::read(&self.args.disk_encryption_key, &decided.layout)?;
         if let Some(form) = self.args.common.only_plan() {
             self.show(&decided, form)?;
             reached.leave()?;
@@ -107,7 +108,6 @@ impl Story<'_> {
                 self.name()
             )));
         }
-        let mut keys = keys::read(&self.args.disk_encryption_key, &decided.layout)?;
         if !self.args.yes.yes {
             let (target, host) = (decided.plan.target.display(), &self.args.host.host);
             let question =

@@ -53,7 +53,10 @@ fn whatever_stops_an_installation_the_disk_does_not_boot_and_the_next_run_is_cle
             // A machine that is quicker by now may have come to the last steps.
             let log = vm.sh(&format!("cat {LOG}"));
             let untouched = now == before;
-            assert!(now.is_none() || untouched || log.contains(TABLE), "killed at {part} of a run, the disk boots");
+            assert!(
+                now.is_none() || untouched || log.contains(TABLE),
+                "killed at {part} of a run, the disk boots"
+            );
         }
     }
     assert!(kills > 1, "the installations ended before they were killed: {}", vm.sh(&format!("cat {LOG}")));

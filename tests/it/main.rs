@@ -21,6 +21,7 @@ mod generate;
 mod gpt_auto;
 mod hostile;
 mod image;
+mod install_luks;
 mod install_vm;
 mod interrupted;
 mod kexec;
