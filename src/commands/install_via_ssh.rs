@@ -93,6 +93,7 @@ impl Story<'_> {
         }
         let decided = decided?;
         decided.check()?;
+        let mut keys = keys::read(&self.args.disk_encryption_key, &decided.layout)?;
         if let Some(form) = self.args.common.only_plan() {
             self.show(&self.shown(&decided.plan), form)?;
             reached.leave()?;
@@ -110,7 +111,6 @@ impl Story<'_> {
                 self.name()
             )));
         }
-        let mut keys = keys::read(&self.args.disk_encryption_key, &decided.layout)?;
         if !self.args.yes.yes {
             let host = &self.args.host.host;
             let question = match self.has(Phase::Install) {

@@ -4,14 +4,17 @@ use anyhow::Result;
 
 use super::{HostKeys, Plan, RemoteStep, Step};
 use crate::boot::loader::Kind;
+use crate::disk::luks::memory;
 use crate::facts::SystemFacts;
 use crate::facts::target::{Firmware, RunsFrom, TargetDisk, TargetFacts};
 use crate::failure::refused;
 use crate::size::Bytes;
 
-// This program, a stream that is unpacked on its way to the disk, and pages that wait to be written. What a kernel
-// takes for itself is in no count of its memory.
+// This program, a stream that is unpacked on its way to the disk, and pages that wait to be written; before there is
+// a stream, what the passphrase of an encrypted disk costs at the least. What a kernel takes for itself is in no
+// count of its memory.
 const WORK: Bytes = Bytes::mib(160);
+const _: () = assert!(memory::LEAST.0 + memory::REST.0 <= WORK.0);
 
 /// What the rescue needs of a machine's memory.
 #[derive(Clone, Copy, Debug)]

@@ -126,8 +126,7 @@ impl Made {
     fn opened_for_loader(&self) -> Result<Vec<DeviceNode>> {
         let node = |opened: &Opened| {
             let (rdev, path) = (number(opened.path())?, opened.path());
-            let mapper = path.strip_prefix("/dev").unwrap_or(path).to_string_lossy().into_owned();
-            let mut names = vec![kernel_name(rdev)?, mapper];
+            let mut names = vec![kernel_name(rdev)?, opened.name().to_owned()];
             names.extend(names_of_content(path)?);
             Ok(DeviceNode { names, rdev })
         };

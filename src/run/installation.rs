@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use super::{Keys, Made, Supply, begin, take};
+use crate::failure::refused;
 use crate::plan::{Plan, Step};
 use crate::progress::Progress;
 
@@ -11,11 +12,13 @@ pub struct Installation {
     plan: Plan,
     next: usize,
     made: Made,
+    /// What its partitions were encrypted with.
+    keys: Keys,
 }
 
 impl Installation {
     pub fn new(plan: Plan) -> Installation {
-        Installation { plan, next: 0, made: Made::default() }
+        Installation { plan, next: 0, made: Made::default(), keys: Keys::new() }
     }
 
     pub fn plan(&self) -> &Plan {
@@ -40,7 +43,16 @@ impl Installation {
     }
 
     /// Takes the steps that are left and stops at the first that fails, which stays due.
+    ///
+    /// Refuses other passphrases than those that it was begun with: whoever gives one would not get in with it.
     pub fn perform(&mut self, supply: &mut dyn Supply, keys: &Keys, progress: &dyn Progress) -> Result<()> {
+        for (name, key) in keys {
+            if self.keys.entry(name.clone()).or_insert_with(|| key.clone()) != key {
+                return Err(refused(format!(
+                    "{name} is encrypted by now, with another passphrase; give the one that this installation was begun with"
+                )));
+            }
+        }
         while let Some(step) = self.plan.steps.get(self.next) {
             begin(&self.plan, self.next, progress);
             take(step, supply, keys, &mut self.made, progress)?;

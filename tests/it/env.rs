@@ -1,6 +1,7 @@
 //! A made-up world for one test: a directory, the built binary, systems to copy, disks to refuse.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -387,6 +388,21 @@ pub fn tool(program: &str, words: &[&str]) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {words:?} ended with {}: {stderr}", output.status);
     String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+}
+
+/// Tells whether a text stands anywhere in a disk image, or in the files below a directory.
+pub fn holds(place: &Path, text: &str) -> bool {
+    let mut grep = Command::new("grep");
+    grep.args(["--quiet", "--recursive", "--text", "--fixed-strings", "--file=-"]).arg(place);
+    // What is looked for may be a secret, which nobody else is to find among the words of a process.
+    let mut grep = grep.stdin(Stdio::piped()).spawn().expect("there is grep");
+    grep.stdin.take().expect("it is piped").write_all(text.as_bytes()).expect("grep reads what it looks for");
+    let status = grep.wait().expect("it is a child of ours");
+    match status.code() {
+        Some(0) => true,
+        Some(1) => false,
+        _ => panic!("grep ended with {status}"),
+    }
 }
 
 /// A digest of a whole file: of every block that is not all zeros, and of where it lies.

@@ -14,21 +14,21 @@ use crate::vm::LONG;
 // What the rescue says on the console.
 const WAITS: &str = "waiting for the near end";
 // Emulated machines take their time.
-const PATIENCE: [&str; 2] = ["--wait-timeout", "1200"];
+pub const PATIENCE: [&str; 2] = ["--wait-timeout", "1200"];
 
 /// What a person's end has: a world, the system, and the machine.
-struct Story {
-    env: TestEnv,
-    system: System,
-    debian: Debian,
+pub struct Story {
+    pub env: TestEnv,
+    pub system: System,
+    pub debian: Debian,
 }
 
 impl Story {
-    fn new(variant: &str, debian: Debian) -> Story {
+    pub fn new(variant: &str, debian: Debian) -> Story {
         Story { env: TestEnv::new(), system: fixture(variant), debian }
     }
 
-    fn words(&self, host: &str, more: &[&str]) -> Vec<String> {
+    pub fn words(&self, host: &str, more: &[&str]) -> Vec<String> {
         let mut words = vec!["install-via-ssh".to_owned()];
         words.extend(self.system.options());
         words.extend(self.reached(host));
@@ -43,29 +43,33 @@ impl Story {
     }
 
     /// The binary, with a place of its own for what it remembers.
-    fn command(&self, words: Vec<String>) -> Command {
+    pub fn command(&self, words: Vec<String>) -> Command {
         let mut command = self.env.command(words);
         command.env("XDG_STATE_HOME", self.env.path("state"));
         command
     }
 
-    fn run(&self, host: &str, more: &[&str]) -> Ran {
+    pub fn run(&self, host: &str, more: &[&str]) -> Ran {
         Ran::of(&mut self.command(self.words(host, more)))
     }
 
     /// Goes on with what was begun.
-    fn resume(&self, host: &str, more: &[&str]) -> Ran {
+    pub fn resume(&self, host: &str, more: &[&str]) -> Ran {
+        Ran::of(&mut self.command(self.resume_words(host, more)))
+    }
+
+    pub fn resume_words(&self, host: &str, more: &[&str]) -> Vec<String> {
         let from = text(&self.system.root).to_owned();
         let mut words: Vec<String> =
             ["install-via-ssh", "--resume", "--from", &from].map(String::from).into();
         words.extend(self.reached(host));
         words.extend(more.iter().map(|word| word.to_string()));
-        Ran::of(&mut self.command(words))
+        words
     }
 
     /// Refused with these words, and the machine is what it was.
     #[track_caller]
-    fn refused(&self, host: &str, more: &[&str], code: i32, words: &str) {
+    pub fn refused(&self, host: &str, more: &[&str], code: i32, words: &str) {
         let boot = self.debian.boot_id();
         self.run(host, more).ended_with(code).stderr_has(words).says_a_sentence();
         assert_eq!(self.debian.boot_id(), boot);
@@ -73,7 +77,7 @@ impl Story {
 
     /// The machine runs the system, whole.
     #[track_caller]
-    fn assert_installed(&mut self) {
+    pub fn assert_installed(&mut self) {
         let system = &self.system.toplevel;
         let told = "readlink /run/current-system; readlink -f /nix/var/nix/profiles/system; systemctl is-system-running --wait";
         let vm = self.debian.vm();

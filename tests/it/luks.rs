@@ -6,23 +6,22 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Command;
 
 use crate::clone::assert_the_store_is_whole;
-use crate::env::{BINARY, TestEnv, fixture};
+use crate::env::{BINARY, TestEnv, fixture, holds};
 use crate::source::{Firmware, Source};
 use crate::vm::{BOOT, LONG, Machine, QUICK, Start, Vm};
 
 const INSTALL: &str = "/run/current-system/bin/install-to-disk --yes";
 const SIZE: u64 = 3072;
 const PASSPHRASE: &str = "correct horse battery staple";
-// What one store path of the fixture holds.
-const ODD: &str = "a store path that is a plain file";
+/// What one store path of the fixture holds.
+pub const ODD: &str = "a store path that is a plain file";
 // What is open, and nothing.
 const OPENED: &str = "dmsetup ls; ls /dev/mapper";
 const NOTHING: &str = "No devices found\ncontrol";
 const TYPESCRIPT: &str = "/run/typescript";
-const PROMPT: &str = "Please enter passphrase for disk";
+pub const PROMPT: &str = "Please enter passphrase for disk";
 
 #[test]
 fn an_encrypted_clone_asks_for_its_passphrase_and_fills_a_larger_disk() {
@@ -132,17 +131,6 @@ fn typing([first, again]: [&str; 2]) -> String {
     let wait =
         |question: &str| format!("until grep -qs '{question}' {TYPESCRIPT}; do sleep 0.2; done; sleep 1");
     format!("{}; echo '{first}'; {}; echo '{again}'", wait("Passphrase for"), wait("Once more"))
-}
-
-/// Tells whether a text stands anywhere in a disk image.
-fn holds(image: &Path, text: &str) -> bool {
-    let mut grep = Command::new("grep");
-    let status = grep.args(["--quiet", "--text", "--fixed-strings", text]).arg(image).status().unwrap();
-    match status.code() {
-        Some(0) => true,
-        Some(1) => false,
-        _ => panic!("grep ended with {status}"),
-    }
 }
 
 fn is_empty(image: &Path) -> bool {

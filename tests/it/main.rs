@@ -22,6 +22,7 @@ mod gpt_auto;
 mod hostile;
 mod image;
 mod initrd;
+mod install_luks;
 mod install_memory;
 mod install_networks;
 mod install_vm;

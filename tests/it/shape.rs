@@ -40,6 +40,7 @@ const DECIDERS: &[&str] = &[
     "boot/kexec/memory",
     "boot/kexec/trampoline.rs",
     "disk/layout",
+    "disk/luks/memory.rs",
     "disk/derive.rs",
     "disk/names.rs",
     "disk/picture.rs",
