@@ -1,5 +1,7 @@
 //! An installation that outlives who asked for it: what was begun is kept, and goes on where it stopped.
 
+use std::path::Path;
+
 use anyhow::Result;
 
 use super::{Keys, Made, Supply, begin, take};
@@ -23,6 +25,11 @@ impl Installation {
 
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Returns where the root of the new system is mounted, if it is.
+    pub fn root(&self) -> Option<&Path> {
+        self.made.root.as_deref()
     }
 
     /// Tells whether nothing of it is done.

@@ -3,6 +3,7 @@
 mod installing;
 mod jumping;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -78,9 +79,13 @@ impl<R: Read, W: Write + Send> Server<'_, R, W> {
         match question {
             Ask::Look { root, system } => self.look(&root, &system),
             Ask::Missing { paths, substitute } => {
-                let store = self.store()?;
-                let (paths, similar) = store.missing(&paths, substitute)?;
-                self.output.message(&Answer::Missing { paths, similar })
+                let on_disk = match self.place {
+                    Place::Rescue(rescue) => rescue.on_disk()?,
+                    Place::Machine | Place::Deployments => BTreeSet::new(),
+                };
+                let (mut lacking, similar) = self.store()?.missing(&paths, substitute)?;
+                lacking.retain(|index| !on_disk.contains(&paths[*index as usize]));
+                self.output.message(&Answer::Missing { paths: lacking, similar })
             }
             Ask::Receive { paths } => self.receive(&paths),
             Ask::Deploy(deployment) => {

@@ -49,12 +49,33 @@ impl Rescue {
         Rescue { begun: Mutex::new(None), touched: Box::new(touched) }
     }
 
+    /// Returns what has arrived on the disk: whoever goes on needs none of it in memory.
+    pub fn on_disk(&self) -> Result<BTreeSet<StorePath>> {
+        let begun = take_over(&self.begun)?;
+        begun.as_ref().and_then(run::Installation::root).map_or_else(|| Ok(BTreeSet::new()), valid)
+    }
+
     /// Restarts the machine, once all that is open has been let go.
     pub fn reboot(&self) -> Result<()> {
         if let Ok(mut begun) = self.begun.try_lock() {
             *begun = None;
         }
         power::restart()
+    }
+}
+
+/// Waits until the connection before has let go of what was begun.
+fn take_over(begun: &Mutex<Option<run::Installation>>) -> Result<MutexGuard<'_, Option<run::Installation>>> {
+    let deadline = Instant::now() + TAKEOVER;
+    loop {
+        match begun.try_lock() {
+            Ok(begun) => return Ok(begun),
+            Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => sleep(GLANCE),
+            Err(TryLockError::WouldBlock) => {
+                return Err(refused("another near end is installing there; wait until it ends"));
+            }
+        }
     }
 }
 
@@ -72,17 +93,7 @@ impl<R: Read, W: Write + Send> Server<'_, R, W> {
             }
             Place::Rescue(rescue) => &rescue.begun,
         };
-        let deadline = Instant::now() + TAKEOVER;
-        let mut begun = loop {
-            match begun.try_lock() {
-                Ok(begun) => break begun,
-                Err(TryLockError::Poisoned(poisoned)) => break poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => sleep(GLANCE),
-                Err(TryLockError::WouldBlock) => {
-                    return Err(refused("another near end is installing there; wait until it ends"));
-                }
-            }
-        };
+        let mut begun = take_over(begun)?;
         if begun.as_ref().is_none_or(|begun| !is_same(begun.plan(), &plan)) {
             // First of all, what the plan before has open is let go.
             *begun = None;
