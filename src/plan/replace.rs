@@ -96,16 +96,23 @@ pub fn can_jump(host: &str, facts: &TargetFacts, demand: Demand) -> Result<()> {
     Ok(())
 }
 
-/// Decides which host keys a machine has once it runs the system; none were wished for where `wish` is none.
+/// Decides which host keys a machine is given for the system; none were wished for where `wish` is none, and `brings` tells
+/// that some are among the extra files, which have the last word.
 ///
 /// Those of a system in memory are made at each of its boots, or are the same on every machine that it was started on.
-pub fn host_keys(host: &str, facts: &TargetFacts, wish: Option<HostKeys>) -> Result<HostKeys> {
+pub fn host_keys(
+    host: &str,
+    facts: &TargetFacts,
+    wish: Option<HostKeys>,
+    brings: bool,
+) -> Result<Option<HostKeys>> {
     match (wish, facts.runs_from) {
-        (Some(HostKeys::New), _) | (None, RunsFrom::Memory) => Ok(HostKeys::New),
+        (None, _) if brings => Ok(None),
+        (Some(HostKeys::New), _) | (None, RunsFrom::Memory) => Ok(Some(HostKeys::New)),
         (Some(HostKeys::Keep), RunsFrom::Memory) if facts.host_keys.is_empty() => Err(refused(format!(
             "{host} has no host keys in /etc/ssh that the system could keep; leave out --host-keys, and it gets a new one"
         ))),
-        _ => Ok(HostKeys::Keep),
+        _ => Ok(Some(HostKeys::Keep)),
     }
 }
 
@@ -293,24 +300,28 @@ mod tests {
     fn host_keys_are_kept_where_they_are_the_machines_own() {
         use HostKeys::{Keep, New};
         use RunsFrom::{Disk, Memory, Rescue};
-        for (runs_from, wish, has_some, expected) in [
-            (Disk, None, true, Some(Keep)),
-            (Disk, Some(New), true, Some(New)),
+        for (runs_from, wish, has_some, brings, expected) in [
+            (Disk, None, true, false, Some(Some(Keep))),
+            (Disk, Some(New), true, false, Some(Some(New))),
             // Those of a system in memory may be known to everybody.
-            (Memory, None, true, Some(New)),
-            (Memory, None, false, Some(New)),
-            (Memory, Some(New), false, Some(New)),
-            (Memory, Some(Keep), true, Some(Keep)),
+            (Memory, None, true, false, Some(Some(New))),
+            (Memory, None, false, false, Some(Some(New))),
+            (Memory, Some(New), false, false, Some(Some(New))),
+            (Memory, Some(Keep), true, false, Some(Some(Keep))),
             // dropbear has keys of its own, which are no use to another server.
-            (Memory, Some(Keep), false, None),
+            (Memory, Some(Keep), false, false, None),
             // It has those of the machine before, and does not name them.
-            (Rescue, None, false, Some(Keep)),
-            (Rescue, Some(Keep), false, Some(Keep)),
+            (Rescue, None, false, false, Some(Some(Keep))),
+            (Rescue, Some(Keep), false, false, Some(Some(Keep))),
+            // The person has seen to it.
+            (Disk, None, true, true, Some(None)),
+            (Memory, None, false, true, Some(None)),
+            (Disk, Some(Keep), true, true, Some(Some(Keep))),
         ] {
             let known = if has_some { facts().host_keys } else { Vec::new() };
             let facts = TargetFacts { runs_from, host_keys: known, ..facts() };
-            let decided = host_keys("web1", &facts, wish);
-            assert_eq!(decided.as_ref().ok(), expected.as_ref(), "{runs_from:?} {wish:?}");
+            let decided = host_keys("web1", &facts, wish, brings);
+            assert_eq!(decided.as_ref().ok(), expected.as_ref(), "{runs_from:?} {wish:?} {brings}");
             assert_eq!(said(decided.map(drop)).contains("leave out --host-keys"), expected.is_none());
         }
     }

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use crate::debian::{AS_PERSON, BY_KEY, BY_PASSWORD, Debian, Firmware, Hardware, PERSON_PASSWORD, UP};
 use crate::deploy_ssh::assert_undamaged;
+use crate::doorway::keygen;
 use crate::env::{Ran, System, TestEnv, fixture, text};
 use crate::login;
 use crate::vm::LONG;
@@ -194,17 +195,21 @@ fn a_debian_with_uefi_becomes_the_system_whoever_is_killed_meanwhile() {
     running.kill();
     let resumed = story.resume(BY_KEY, &[&PATIENCE[..], &["--progress", "json"]].concat());
     let resumed = resumed.ok().stdout_has("runs nixos-system");
-    let (before, _) = resumed.stdout.split_once("Copy and check").expect("it goes on there");
-    assert!(!before.contains("advance"), "the tools were sent again: {before}");
+    let (tools, _) = resumed.stdout.split_once("Copy and check").expect("it goes on there");
+    assert!(!tools.contains("advance"), "the tools were sent again: {tools}");
     story.assert_installed();
     assert_eq!(story.host_key(), before);
 
-    // What it is now can be replaced as well.
+    // What it is now can be replaced as well. It is known by the host key that it is given then.
+    let keys = story.env.path("extra/etc/ssh");
+    fs::create_dir_all(&keys).unwrap();
+    keygen(&keys.join("ssh_host_ed25519_key"), &["-t", "ed25519"]);
+    let given = fs::read_to_string(keys.join("ssh_host_ed25519_key.pub")).unwrap();
     let boot = story.debian.vm().sh("cat /proc/sys/kernel/random/boot_id");
-    story.run(BY_KEY, &[&["--disk", "vda"], &PATIENCE[..]].concat()).ok().stderr_has("runs nixos-system");
-    let vm = story.debian.vm();
-    vm.wait_shell(LONG);
-    assert_ne!(vm.sh("cat /proc/sys/kernel/random/boot_id"), boot);
+    let more = [&["--disk", "vda", "--extra-files", "extra"], &PATIENCE[..]].concat();
+    story.run(BY_KEY, &more).ok().stderr_has("runs nixos-system");
+    assert_eq!(story.host_key(), given.trim());
+    assert_ne!(story.debian.vm().sh("cat /proc/sys/kernel/random/boot_id"), boot);
 }
 
 #[test]

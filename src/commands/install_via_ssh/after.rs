@@ -81,10 +81,10 @@ impl Story<'_> {
 
     /// Returns how the new system is reached: as the old one, but with a new host key where it got one.
     fn settings_after(&self, state: &State) -> Result<Settings> {
-        if state.new_host_key().is_none() {
+        if !state.has_other_host_keys() {
             return Ok(self.settings.clone());
         }
-        state.expect_new_host_key()?;
+        state.expect_other_host_keys()?;
         let mut options = own_options(&state.known_hosts().to_string_lossy())?;
         options.extend(self.settings.options.iter().cloned());
         Ok(Settings { options, ..self.settings.clone() })

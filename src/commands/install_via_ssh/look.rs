@@ -1,6 +1,6 @@
 //! What is decided before anything is changed: which disk, by which drivers, over which network.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -17,10 +17,12 @@ use crate::plan::{
     Wishes,
 };
 use crate::size::Bytes;
+use crate::ssh;
 use crate::store::PathInfo;
 use crate::store::copy;
 use crate::store::path::StorePath;
 use crate::sys::terminal;
+use crate::system::host_keys::{self, HostKey};
 
 // What may help and harms nobody where it is missing: partition tables and names are read by the kernel itself.
 const USEFUL: [&str; 6] = ["nls_cp437", "nls_iso8859_1", "nls_ascii", "nls_utf8", "loop", "efivarfs"];
@@ -45,7 +47,10 @@ pub struct Decided {
     pub modules: Vec<(String, Vec<u8>)>,
     /// What the steps on the disk need.
     pub tools: Vec<PathInfo>,
-    pub host_keys: HostKeys,
+    /// Which host keys the system is given.
+    pub host_keys: Option<HostKeys>,
+    /// The public lines of those that are among the extra files.
+    pub brought: Vec<String>,
     pub undriven: Vec<Undriven>,
     host: String,
 }
@@ -87,8 +92,9 @@ impl Story<'_> {
             HostKeysWish::Keep => HostKeys::Keep,
             HostKeysWish::New => HostKeys::New,
         });
-        let host_keys = plan::host_keys(&host, facts, wish)?;
-        if wish != Some(host_keys) && host_keys == HostKeys::New {
+        let brought = brought(args.extra.extra_files.as_deref())?;
+        let host_keys = plan::host_keys(&host, facts, wish, !brought.is_empty())?;
+        if wish != host_keys && host_keys == Some(HostKeys::New) {
             notes.push(NEW_HOST_KEY.to_owned());
         }
         let replacement = Replacement {
@@ -102,7 +108,7 @@ impl Story<'_> {
                 paths: tools.len(),
                 bytes: tools.iter().map(|info| info.nar_size).sum(),
             },
-            host_keys: Some(host_keys),
+            host_keys,
             reboot: self.has(Phase::Reboot),
             notes,
         };
@@ -117,6 +123,7 @@ impl Story<'_> {
             modules: rescue.modules,
             tools,
             host_keys,
+            brought,
             undriven: rescue.undriven,
             host,
         })
@@ -205,6 +212,14 @@ struct Rescue {
     kernel_size: Bytes,
     initrd: Bytes,
     undriven: Vec<Undriven>,
+}
+
+/// Returns the public lines of the host keys among some extra files.
+fn brought(extra_files: Option<&Path>) -> Result<Vec<String>> {
+    let keys = extra_files.map(host_keys::read).transpose()?.unwrap_or_default();
+    let line =
+        |key: HostKey| key.public.or_else(|| ssh::public_of(str::from_utf8(key.private.bytes()).ok()?));
+    Ok(keys.into_iter().filter_map(line).collect())
 }
 
 impl Decided {

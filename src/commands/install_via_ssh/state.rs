@@ -46,9 +46,11 @@ struct Kept {
     #[serde(default)]
     installed: bool,
     tools: Vec<StorePath>,
-    host_keys: HostKeys,
     /// The new host key and its public line.
     new_host_key: Option<(String, String)>,
+    /// The public lines of host keys among the extra files.
+    #[serde(default)]
+    brought: Vec<String>,
     public_key: String,
 }
 
@@ -72,8 +74,8 @@ impl State {
         let key = KeyPair::generate("nixos-install-via")?;
         write(&dir.join(KEY), key.private.bytes())?;
         let new_host_key = match decided.host_keys {
-            HostKeys::Keep => None,
-            HostKeys::New => {
+            None | Some(HostKeys::Keep) => None,
+            Some(HostKeys::New) => {
                 let key = KeyPair::generate(&format!("root@{}", host.host))?;
                 Some((String::from_utf8_lossy(key.private.bytes()).into_owned(), key.public))
             }
@@ -87,8 +89,8 @@ impl State {
             found: !decided.jumps,
             installed: false,
             tools: decided.tools.iter().map(|info| info.path.clone()).collect(),
-            host_keys: decided.host_keys,
             new_host_key,
+            brought: decided.brought.clone(),
             public_key: key.public,
         };
         let state = State { dir, plan: kept.plan.clone(), kept };
@@ -173,12 +175,17 @@ impl State {
         Some((Secret::new(private.as_bytes().to_vec()), public.clone()))
     }
 
-    /// Knows the machine by its new key alone.
-    pub fn expect_new_host_key(&self) -> Result<()> {
-        match &self.kept.new_host_key {
-            Some((_, public)) => write(&self.known_hosts(), format!("{ALIAS} {public}\n").as_bytes()),
-            None => Ok(()),
-        }
+    /// Tells whether the new system has other host keys than the machine had before.
+    pub fn has_other_host_keys(&self) -> bool {
+        self.kept.new_host_key.is_some() || !self.kept.brought.is_empty()
+    }
+
+    /// Knows the machine by its new keys alone.
+    pub fn expect_other_host_keys(&self) -> Result<()> {
+        let new = self.kept.new_host_key.iter().map(|(_, public)| public);
+        let lines: String =
+            new.chain(&self.kept.brought).map(|public| format!("{ALIAS} {public}\n")).collect();
+        write(&self.known_hosts(), lines.as_bytes())
     }
 
     /// Forgets it: the machine runs the system.
