@@ -63,11 +63,11 @@ impl Wire {
         space.ip(&format!("link set {card} up"));
         thread::spawn({
             let state = state.clone();
-            move || state.from_machine(&listener)
+            move || state.carry_out(&listener)
         });
         thread::spawn({
             let state = state.clone();
-            move || state.to_machine()
+            move || state.carry_in()
         });
         Wire { dir, state }
     }
@@ -100,7 +100,7 @@ impl State {
         self.closed.load(Ordering::Relaxed)
     }
 
-    fn from_machine(&self, listener: &UnixListener) {
+    fn carry_out(&self, listener: &UnixListener) {
         for machine in listener.incoming() {
             if self.is_closed() {
                 break;
@@ -116,7 +116,7 @@ impl State {
         }
     }
 
-    fn to_machine(&self) {
+    fn carry_in(&self) {
         let mut buffer = vec![0; LONGEST_FRAME];
         while !self.is_closed() {
             let mut wait = [PollFd::new(self.card.as_fd(), PollFlags::POLLIN)];
