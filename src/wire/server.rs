@@ -103,6 +103,9 @@ impl<R: Read, W: Write + Send> Server<'_, R, W> {
             }
             Ask::Confirm { token } => self.watch(&token, true),
             Ask::Reboot => {
+                if let Place::Rescue(rescue) = self.place {
+                    rescue.can_reboot()?;
+                }
                 self.output.message(&Answer::Restarting)?;
                 match self.place {
                     Place::Rescue(rescue) => rescue.reboot(),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nixos_install_via::commands::rescue::{CONFIGURATION, Configuration, door};
 use nixos_install_via::plan::network::Carried;
-use nixos_install_via::plan::{Plan, Purpose, Summary};
+use nixos_install_via::plan::{DiskStep, Plan, Purpose, Step, Summary};
 use nixos_install_via::size::Bytes;
 use nixos_install_via::store::path::StorePath;
 use nixos_install_via::system::rescue::HOST_KEYS;
@@ -71,7 +71,7 @@ impl Machine {
         let output = self.until(|| {
             let mut ssh = self.login.ssh("serve");
             let output: Output = ssh.stdin(fs::File::open(&words).unwrap()).output().expect("there is ssh");
-            output.status.success().then_some(output)
+            (!output.stdout.is_empty()).then_some(output)
         });
         let mut reader = Reader(&output.stdout[..]);
         std::iter::from_fn(|| reader.message().unwrap()).collect()
@@ -126,6 +126,23 @@ impl Drop for Machine {
     }
 }
 
+/// Asks for a system by a plan with these steps.
+fn install(steps: Vec<Step>) -> Ask {
+    let plan = Plan {
+        purpose: Purpose::Install,
+        system: StorePath::from_base_name("0c5mzqyfjhyxv5bmpanmc7dzl5cfbhzj-nixos-system-x").unwrap(),
+        from: "/".into(),
+        target: "web1:/dev/vda".into(),
+        closure: Summary { paths: 0, bytes: Bytes(0), space: Bytes(0) },
+        before: vec![],
+        after: vec![],
+        notes: vec![],
+        steps,
+    };
+    let plan = serde_json::to_string(&plan).unwrap();
+    Ask::Install(Installation { plan, paths: vec![], keys: vec![], host_key: None })
+}
+
 fn hello() -> Ask {
     Ask::Hello { version: VERSION }
 }
@@ -152,20 +169,7 @@ fn a_door_that_fails_leads_back_while_there_is_a_way_and_is_opened_again_when_th
 
     // The disk is touched, if by a plan that has no steps, and so nobody is sent back.
     let mut touched = Machine::start(5);
-    let plan = Plan {
-        purpose: Purpose::Install,
-        system: StorePath::from_base_name("0c5mzqyfjhyxv5bmpanmc7dzl5cfbhzj-nixos-system-x").unwrap(),
-        from: "/".into(),
-        target: "web1:/dev/vda".into(),
-        closure: Summary { paths: 0, bytes: Bytes(0), space: Bytes(0) },
-        before: vec![],
-        after: vec![],
-        notes: vec![],
-        steps: vec![],
-    };
-    let plan = serde_json::to_string(&plan).unwrap();
-    let install =
-        || Ask::Install(Installation { plan: plan.clone(), paths: vec![], keys: vec![], host_key: None });
+    let install = || install(vec![]);
     let answers = touched.ask(&[hello(), install()]);
     assert!(matches!(answers[..], [Answer::Hello { .. }, Answer::Installed]), "{answers:?}");
     for _ in 0..2 {
@@ -176,4 +180,28 @@ fn a_door_that_fails_leads_back_while_there_is_a_way_and_is_opened_again_when_th
     sleep(Duration::from_secs(6));
     assert!(touched.child.try_wait().unwrap().is_none(), "it went back to what is no more");
     restarts.join().unwrap();
+}
+
+#[test]
+fn it_restarts_for_nobody_into_a_disk_that_is_half_written() {
+    let mut machine = Machine::start(600);
+    // The passphrase is missing, but as far as anybody knows the disk was written.
+    let luks = serde_json::json!({ "name": "root", "content": { "type": "filesystem", "format": "ext4" } });
+    let fails = DiskStep::Encrypt {
+        partition: 1,
+        name: "root".into(),
+        luks: serde_json::from_value(luks).unwrap(),
+        tools: Default::default(),
+    };
+    let answers = machine.ask(&[hello(), install(vec![Step::Disk(fails)])]);
+    assert!(matches!(answers[..], [_, .., Answer::Failed { refused: false, .. }]), "{answers:?}");
+    for _ in 0..2 {
+        let answers = machine.ask(&[hello(), Ask::Reboot]);
+        assert!(matches!(answers[..], [_, Answer::Failed { refused: true, .. }]), "{answers:?}");
+        // Another process knows as much.
+        machine.kill_door();
+    }
+    let answers = machine.ask(&[hello(), install(vec![]), Ask::Reboot]);
+    assert!(matches!(answers[..], [_, Answer::Installed, Answer::Restarting]), "{answers:?}");
+    machine.restarts();
 }

@@ -74,7 +74,7 @@ fn open() -> Result<()> {
     let listeners = listen(configuration.port)?;
     say(&format!("waiting for the near end on port {}", configuration.port));
     let touching = Arc::clone(&visits);
-    let rescue = Arc::new(Rescue::new(move || {
+    let rescue = Arc::new(Rescue::new(has_touched(), move || {
         if has_touched() {
             return Ok(());
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -40,19 +41,33 @@ const GLANCE: Duration = Duration::from_millis(200);
 /// What the rescue keeps from one connection to the next.
 pub struct Rescue {
     begun: Mutex<Option<run::Installation>>,
+    /// Whether the disk is neither what it was nor what it shall be.
+    half_written: AtomicBool,
     touched: Box<dyn Fn() -> Result<()> + Send + Sync>,
 }
 
 impl Rescue {
     /// `touched` hears when the disk is about to be changed; if it fails, the disk is not.
-    pub fn new(touched: impl Fn() -> Result<()> + Send + Sync + 'static) -> Rescue {
-        Rescue { begun: Mutex::new(None), touched: Box::new(touched) }
+    /// `half_written` tells that an earlier process has begun to change it.
+    pub fn new(half_written: bool, touched: impl Fn() -> Result<()> + Send + Sync + 'static) -> Rescue {
+        let half_written = AtomicBool::new(half_written);
+        Rescue { begun: Mutex::new(None), half_written, touched: Box::new(touched) }
     }
 
     /// Returns what has arrived on the disk: whoever goes on needs none of it in memory.
     pub fn on_disk(&self) -> Result<BTreeSet<StorePath>> {
         let begun = take_over(&self.begun)?;
         begun.as_ref().and_then(run::Installation::root).map_or_else(|| Ok(BTreeSet::new()), valid)
+    }
+
+    /// Refuses a restart into what would not boot.
+    pub fn can_reboot(&self) -> Result<()> {
+        match self.half_written.load(Ordering::Relaxed) {
+            false => Ok(()),
+            true => Err(refused(
+                "the system is not on the disk yet, which would not boot; install-via-ssh --resume without --phases completes it",
+            )),
+        }
     }
 
     /// Restarts the machine, once all that is open has been let go.
@@ -102,6 +117,7 @@ impl<R: Read, W: Write + Send> Server<'_, R, W> {
         let installation = begun.as_mut().expect("it was made above");
         if let Place::Rescue(rescue) = place {
             (rescue.touched)()?;
+            rescue.half_written.store(true, Ordering::Relaxed);
         }
         let output = &Mutex::new(&mut self.output);
         let mut far = FromWire {
@@ -117,6 +133,9 @@ impl<R: Read, W: Write + Send> Server<'_, R, W> {
             *begun = None;
         }
         performed?;
+        if let Place::Rescue(rescue) = place {
+            rescue.half_written.store(false, Ordering::Relaxed);
+        }
         // What is complete is kept: whoever asks again, because this answer got lost, hears it again.
         self.output.message(&Answer::Installed)
     }
