@@ -168,10 +168,11 @@ fn a_debian_is_reached_by_a_vlan_behind_a_jump_host_or_by_ipv6_alone_and_so_is_i
 
     // Without a single address of version 4; somebody comes back, and has seen enough.
     story.networks.wire.tag(None);
-    story.set_up(&format!(
+    let by_ipv6 = format!(
         "ip address add {BY_IPV6}/128 dev $card nodad
         ip -6 route add default via fe80::1 dev $card"
-    ));
+    );
+    story.set_up(&by_ipv6);
     story.networks.router.answers(BY_IPV6);
     let boot = story.boot_id();
     let office = &story.networks.office;
@@ -185,4 +186,16 @@ fn a_debian_is_reached_by_a_vlan_behind_a_jump_host_or_by_ipv6_alone_and_so_is_i
         story.debian.wait_for(said, LONG);
     }
     story.is_back(&boot);
+
+    // The kernel can be told to start no other one; from either there is no way back but a restart.
+    story.set_up(&by_ipv6);
+    story.networks.router.answers(BY_IPV6);
+    for (script, words) in [
+        ("echo integrity >/sys/kernel/security/lockdown", "is locked down (integrity)"),
+        ("echo 1 >/proc/sys/kernel/kexec_load_disabled", "kernel.kexec_load_disabled"),
+    ] {
+        story.debian.vm().sh(script);
+        let refused = story.run(&story.networks.office, &[BY_IPV6]).refused();
+        refused.stderr_has(words).says_a_sentence();
+    }
 }
