@@ -29,7 +29,8 @@ demo: build build/fixture/uefi/toplevel ## Clone a running system in a virtual m
 	cargo build --quiet --example demo
 	$(SUDO) env KEEP=$(KEEP) target/debug/examples/demo
 
-test: build tests-built $(FIXTURES) $(ANSIBLE) $(DEBIAN) ## Run every test, virtual machines included
+# Debian first: it needs nothing of what is built here, and the network is slower than any core.
+test: $(DEBIAN) build tests-built $(FIXTURES) $(ANSIBLE) ## Run every test, virtual machines included
 	tests/needs.sh tests/packages/test
 	cargo test --workspace
 	BINARY=$(BINARY) tests/module/run.sh

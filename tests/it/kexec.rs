@@ -164,7 +164,11 @@ impl Story {
     fn machine(&self) -> Machine {
         let (kernel, initrd) = (self.kernel.clone(), self.env.path("initrd.cpio"));
         let parameters = PARAMETERS.to_owned();
-        Machine::new(Start::Kernel { kernel, initrd, parameters }).memory(MEMORY).disk(&self.env.path("disk"))
+        // Two cores, for the jump has to stop one of them.
+        Machine::new(Start::Kernel { kernel, initrd, parameters })
+            .cores(2)
+            .memory(MEMORY)
+            .disk(&self.env.path("disk"))
     }
 
     /// Waits for both jumps and checks what has to be so with any firmware.

@@ -72,6 +72,7 @@ pub enum Start {
 pub struct Machine {
     start: Start,
     memory: u32,
+    cores: u32,
     disks: Vec<String>,
     first: usize,
     reboots: bool,
@@ -80,7 +81,21 @@ pub struct Machine {
 
 impl Machine {
     pub fn new(start: Start) -> Machine {
-        Machine { start, memory: 1024, disks: Vec::new(), first: 0, reboots: false, extra: Vec::new() }
+        // An emulated core costs more where it has to mind others.
+        Machine {
+            start,
+            memory: 1024,
+            cores: 1,
+            disks: Vec::new(),
+            first: 0,
+            reboots: false,
+            extra: Vec::new(),
+        }
+    }
+
+    pub fn cores(mut self, cores: u32) -> Machine {
+        self.cores = cores;
+        self
     }
 
     /// The memory in MiB.
@@ -160,7 +175,7 @@ impl Machine {
         // setpriv makes the machine end with the thread that watches it, whatever ends that.
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-machine", "q35,accel=tcg", "-cpu", CPU]);
-        qemu.args(["-smp", "2", "-m", &self.memory.to_string()]);
+        qemu.args(["-smp", &self.cores.to_string(), "-m", &self.memory.to_string()]);
         qemu.args(["-nodefaults", "-display", "none"]);
         if !self.reboots {
             qemu.arg("-no-reboot");
