@@ -13,7 +13,6 @@ use crate::env::{TestEnv, text, tool};
 use crate::link::{Link, free_port};
 use crate::login::{Login, known_host};
 use crate::vm::{BOOT, Machine, Start, Vm};
-use crate::wires::Wire;
 
 // As tests/debian/build.sh sets them.
 pub const ROOT_PASSWORD: &str = "correct horse";
@@ -72,9 +71,10 @@ impl Hardware {
         self
     }
 
-    /// A wire for the card: then nothing else leads to the machine, [`Debian::login`] and all that is like it neither.
-    pub fn wire(mut self, wire: &Wire) -> Hardware {
-        self.wire = Some(wire.netdev());
+    /// A wire for the card, as QEMU calls a `netdev`: then nothing else leads to the machine, [`Debian::login`] and
+    /// all that is like it neither.
+    pub fn wire(mut self, netdev: String) -> Hardware {
+        self.wire = Some(netdev);
         self
     }
 

@@ -75,7 +75,7 @@ struct Story {
 impl Story {
     fn new() -> Story {
         let networks = Networks::new();
-        let debian = Hardware::new(Firmware::Bios, 256).wire(&networks.wire).start();
+        let debian = Hardware::new(Firmware::Bios, 256).wire(networks.wire.netdev()).start();
         let story = Story { env: TestEnv::new(), system: fixture("bios"), debian, networks };
         let (there, known_hosts) = (&story.networks.jump_host, story.debian.login.known_hosts().display());
         let config = format!(
