@@ -13,11 +13,10 @@ use crate::login;
 use crate::world::sh;
 
 // From comfortable to what is refused.
-const MACHINES: [(Firmware, u32); 6] = [
+const MACHINES: [(Firmware, u32); 5] = [
     (Firmware::Uefi, 512),
     (Firmware::Uefi, 384),
     (Firmware::Bios, 512),
-    (Firmware::Bios, 384),
     (Firmware::Bios, 256),
     (Firmware::Bios, 224),
 ];
