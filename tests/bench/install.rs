@@ -12,10 +12,11 @@ use crate::env::{TestEnv, fixture, text};
 use crate::login;
 use crate::world::sh;
 
-// From comfortable to what is refused.
-const MACHINES: [(Firmware, u32); 5] = [
+// From comfortable to scarce.
+const MACHINES: [(Firmware, u32); 6] = [
     (Firmware::Uefi, 512),
     (Firmware::Uefi, 384),
+    (Firmware::Uefi, 256),
     (Firmware::Bios, 512),
     (Firmware::Bios, 256),
     (Firmware::Bios, 224),
@@ -57,8 +58,8 @@ pub fn measure(binary: &Path) {
     }
     println!(
         "\nOnce each, without hardware acceleration: a machine of one's own is several times as fast. The memory\n\
-         is what QEMU gives; MiB to the rescue are the kernel and the modules. The machine has restarted and answered as\n\
-         the new system at the end."
+         is what QEMU gives; MiB to the rescue are this program, the kernel and the modules. The machine has restarted and\n\
+         answered as the new system at the end."
     );
 }
 
