@@ -301,7 +301,7 @@ pub struct InstallViaSsh {
     /// Machine, as ssh knows it: [USER@]HOST or ssh://[USER@]HOST[:PORT]; all that is on its disk is lost
     #[arg(value_name = "HOST")]
     pub host: Address,
-    /// Disk of the machine, by the name or the serial that it has there [default: the only one]
+    /// Disk of the machine, by the name or the serial that it has there, or as NAME=/dev/… [default: the only one]
     #[arg(long, value_name = "DISK")]
     pub disk: Option<String>,
     /// Layout of the disk, a JSON file [default: the system's own]

@@ -144,7 +144,9 @@ pub fn disk_of<'a>(
         names.collect::<Vec<_>>().join(", ")
     };
     if let Some(named) = named {
-        let name = named.strip_prefix("/dev/").unwrap_or(named);
+        // A layout has one disk, so whatever it calls that one says no more than the device does.
+        let device = named.split_once("=/dev/").map(|(_, name)| name);
+        let name = device.or_else(|| named.strip_prefix("/dev/")).unwrap_or(named);
         let is_it = |disk: &&TargetDisk| disk.name == name || disk.facts.serial.as_deref() == Some(named);
         let Some(disk) = facts.disks.iter().find(is_it) else {
             let all: Vec<&TargetDisk> = facts.disks.iter().collect();
@@ -350,6 +352,8 @@ mod tests {
             (vec![held("vda"), other.clone()], None, false, "vda vdb"),
             (vec![held("vda"), other.clone()], Some("/dev/vdb"), false, "vdb"),
             (vec![held("vda"), other.clone()], Some("vda"), false, "vda"),
+            (vec![held("vda"), other.clone()], Some("main=/dev/vdb"), false, "vdb"),
+            (vec![held("vda"), other.clone()], Some("main=/dev/vdz"), false, "has no disk main=/dev/vdz; it"),
             (vec![held("vda"), other.clone()], Some("serial-1"), false, "vda"),
             (vec![held("vda"), stick.clone()], Some("sdb"), false, "sdb"),
             (
