@@ -23,7 +23,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -42,8 +41,6 @@ const LOOK: Duration = Duration::from_millis(200);
 const SPARE: Duration = Duration::from_secs(60);
 // Exists where systemd is the init, and nowhere else.
 const SYSTEMD: &str = "/run/systemd/system";
-// How long the last answer may need to leave the machine.
-const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Returns the system that this machine runs.
 pub fn running() -> Option<StorePath> {
@@ -295,13 +292,12 @@ fn failed_units() -> BTreeSet<String> {
     unit::failed().unwrap_or_default()
 }
 
-/// Restarts the machine, after what was said has been sent: by systemd, or at once where something else is the init.
+/// Restarts the machine: by systemd, or at once where something else is the init.
 ///
 /// Such a machine runs from memory, as rescue systems do, and there is nothing to be stopped in an orderly way.
 pub fn reboot() -> Result<()> {
     if Path::new(SYSTEMD).exists() {
         return unit::reboot();
     }
-    sleep(FAREWELL);
     power::restart()
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use super::VERSION;
 use super::answers::{Answers, overhear};
-use super::frame::{DATA_LIMIT, WireError, Writer};
+use super::frame::{DATA_LIMIT, WireError, Writer, is_cut};
 use super::message::{Answer, Ask, Installation, Similar};
 use super::parcels::Parcels;
 use super::sending::{self, Item};
@@ -132,12 +132,13 @@ impl Client {
         })
     }
 
-    /// Restarts the machine.
-    pub fn reboot(&mut self) -> Result<()> {
-        self.ask(&Ask::Reboot, &Silent, |answer| match answer {
-            Answer::Restarting => Heard::All(()),
+    /// Restarts the machine, and tells whether it said so: a restart may be what cuts a link.
+    pub fn reboot(&mut self) -> Result<bool> {
+        let answered = self.ask(&Ask::Reboot, &Silent, |answer| match answer {
+            Answer::Restarting => Heard::All(true),
             other => Heard::Other(other),
-        })
+        });
+        answered.or_else(|error| if is_cut(&error) { Ok(false) } else { Err(error) })
     }
 
     /// Looks at the machine as one that is to run another system. Paths that are missing may then be sent

@@ -40,6 +40,16 @@ pub enum WireError {
     Version(u32),
 }
 
+/// Tells whether an error is that the link was cut.
+pub fn is_cut(error: &anyhow::Error) -> bool {
+    let is_cut =
+        |kind| matches!(kind, ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof);
+    error.chain().any(|cause| {
+        cause.downcast_ref() == Some(&WireError::HungUp)
+            || cause.downcast_ref::<std::io::Error>().is_some_and(|cause| is_cut(cause.kind()))
+    })
+}
+
 /// One thing that was said.
 #[derive(Debug, PartialEq)]
 pub enum Frame {

@@ -8,6 +8,8 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -25,6 +27,9 @@ use crate::system::activate;
 
 pub use installing::Rescue;
 
+// How long the last answer before a restart or a jump may need to leave the machine: whoever sends it on has it in
+// memory.
+const FAREWELL: Duration = Duration::from_secs(2);
 // The longest path there is.
 const ROOT_LIMIT: usize = 4096;
 
@@ -107,6 +112,7 @@ impl<R: Read, W: Write + Send> Server<'_, R, W> {
                     rescue.can_reboot()?;
                 }
                 self.output.message(&Answer::Restarting)?;
+                sleep(FAREWELL);
                 match self.place {
                     Place::Rescue(rescue) => rescue.reboot(),
                     Place::Machine | Place::Deployments => activate::reboot(),

@@ -357,7 +357,7 @@ fn a_far_end_out_of_order_is_refused() {
         refused(answer, |answer| matches!(answer, Answer::Missing { .. }), &|client| {
             client.missing(vec![path('f')], false, &Silent).map(drop)
         });
-        refused(answer, |answer| matches!(answer, Answer::Restarting), &|client| client.reboot());
+        refused(answer, |answer| matches!(answer, Answer::Restarting), &|client| client.reboot().map(drop));
         refused(answer, |answer| matches!(answer, Answer::Ended(_)), &|client| {
             client.confirm("00", &Silent).map(drop)
         });
@@ -376,6 +376,16 @@ fn a_far_end_out_of_order_is_refused() {
     for positions in [&[2][..], &[1, 0], &[0, 0], &[0, 1, 1], &[u32::MAX]] {
         let error = near_end(&[missing(positions)]).missing(vec![path('a'), path('b')], false, &Silent);
         assert!(error.err().unwrap().to_string().contains("lacks what nobody asked about"), "{positions:?}");
+    }
+}
+
+#[test]
+fn a_link_that_is_cut_at_a_restart_may_be_the_restart() {
+    let no = || Answer::Failed { text: "not now".into(), refused: true };
+    for (answers, says) in
+        [(vec![Answer::Restarting], Ok(true)), (vec![], Ok(false)), (vec![no()], Err("not now".to_owned()))]
+    {
+        assert_eq!(near_end(&answers).reboot().map_err(|error| error.to_string()), says);
     }
 }
 

@@ -315,8 +315,8 @@ impl Story<'_> {
 
     fn restart(&self, mut reached: Reached, before: &HostFacts) -> Result<String> {
         let system = &self.prepared.facts.system;
+        // Whatever it says: what it is after a restart tells whether it did.
         reached.client.reboot().with_context(|| format!("restarting {}", self.name))?;
-        // The connection goes with the machine, sooner or later.
         drop(reached);
         let deadline = Instant::now() + RESTART;
         let facts = loop {

@@ -3,7 +3,7 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow};
 
 use super::Story;
 use super::jump::own_options;
@@ -33,15 +33,26 @@ impl Story<'_> {
         if let Some(Step::Remote(RemoteStep::Reboot)) = state.plan.steps.last() {
             self.begins(&state, state.plan.steps.len() - 1);
         }
-        reached.client.reboot().with_context(|| format!("restarting {name}"))?;
+        let said = reached.client.reboot().with_context(|| format!("restarting {name}"))?;
         drop(reached);
         if self.args.no_wait {
+            if !said {
+                return Err(self.may_have_restarted());
+            }
             state.finish()?;
             return Ok(format!("{name} restarts into {system}{key}"));
         }
         self.wait(&state, boot_id, &key)?;
         state.finish()?;
         Ok(format!("{name} runs {system}{key}"))
+    }
+
+    pub(super) fn may_have_restarted(&self) -> Error {
+        let name = self.name();
+        Failure::Unknown(format!(
+            "the link was cut before {name} said that it restarts; if it has not, install-via-ssh --resume {name} goes on"
+        ))
+        .into()
     }
 
     /// Waits until the machine answers as the system. `key` says which new key it has.

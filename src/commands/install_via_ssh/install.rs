@@ -1,10 +1,9 @@
 //! The installation itself: tools into the machine's memory, then the plan, and again after a cut link.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Result};
 
 use super::Story;
 use super::state::State;
@@ -15,7 +14,7 @@ use crate::progress::Event;
 use crate::run::Keys;
 use crate::store::PathInfo;
 use crate::wire::client::Supplies;
-use crate::wire::frame::WireError;
+use crate::wire::frame::is_cut;
 use crate::wire::message::Installation;
 use crate::wire::sending::Item;
 
@@ -108,19 +107,5 @@ fn extra_files(state: &State) -> Option<&std::path::Path> {
     state.plan.steps.iter().find_map(|step| match step {
         Step::ExtraFiles { from } => Some(from.as_path()),
         _ => None,
-    })
-}
-
-/// Tells whether the link is what failed.
-fn is_cut(error: &Error) -> bool {
-    let is_cut = |kind: io::ErrorKind| {
-        matches!(
-            kind,
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof
-        )
-    };
-    error.chain().any(|cause| {
-        cause.downcast_ref() == Some(&WireError::HungUp)
-            || cause.downcast_ref::<io::Error>().is_some_and(|cause| is_cut(cause.kind()))
     })
 }

@@ -5,11 +5,10 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::thread::sleep;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::Server;
+use super::{FAREWELL, Server};
 use crate::boot::kexec;
 use crate::sys::cpio::Archive;
 use crate::sys::file;
@@ -20,8 +19,6 @@ use crate::wire::message::Answer;
 
 // What a kernel and an initrd may have, each; those of distributions have less than a fifth.
 const LIMIT: u64 = 512 << 20;
-// How long the last answer may need to leave the machine.
-const FAREWELL: Duration = Duration::from_secs(2);
 const CONSOLE: (u32, u32) = (5, 1);
 
 impl<R: Read, W: Write + Send> Server<'_, R, W> {
