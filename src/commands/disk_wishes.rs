@@ -85,7 +85,7 @@ impl<'a> Look<'a> {
             }
         };
         names::check(&layout, &fstab, &manifest.luks_devices).map_err(|error| refused(error.to_string()))?;
-        let (_, disk) = layout.disk().map_err(|error| refused(error.to_string()))?;
+        let (name, disk) = layout.disk().map_err(|error| refused(error.to_string()))?;
         let (tools, efi_variables) = match place {
             Place::Here { efi_variables } => {
                 notes.extend(twins(disk, facts, &fstab, manifest));
@@ -94,6 +94,7 @@ impl<'a> Look<'a> {
             Place::Elsewhere { closure } => (self.tools_of_system(disk, closure)?, false),
         };
         Ok(DiskWishes {
+            name: name.to_owned(),
             layout: disk.clone(),
             architecture,
             ids: Ids::random(disk.partitions.len()),

@@ -2,19 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::{Plan, Purpose, Step, Summary, Wishes, fill_root};
-use crate::boot::loader::Loader;
+use crate::boot::loader::{Kind, Loader};
 use crate::disk::layout::{Architecture, Content, DiskLayout, Format, LUKS_HEADER, Luks};
 use crate::disk::picture;
-use crate::disk::table::{self, Ids, Slot, Table};
+use crate::disk::table::{self, Ids, Table};
 use crate::facts::{DiskFacts, DiskKind};
 use crate::failure::refused;
 use crate::size::Bytes;
+
+// The loader itself, its configuration, and its first growth.
+const LOADER: Bytes = Bytes::mib(4);
 
 /// The steps that only a disk has.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -106,6 +109,8 @@ fn count(number: usize, what: &str) -> String {
 /// What is asked of a disk, everything looked up.
 #[derive(Clone, Debug)]
 pub struct DiskWishes {
+    /// What the layout calls the disk.
+    pub name: String,
     pub layout: DiskLayout,
     pub architecture: Architecture,
     pub ids: Ids,
@@ -119,6 +124,17 @@ pub struct DiskWishes {
 }
 
 impl DiskWishes {
+    /// Returns where the loader has kernels and initrds.
+    fn kernels(&self) -> String {
+        let beside_store = matches!(
+            self.loader.kind,
+            Kind::GrubBios | Kind::GrubEfi | Kind::GrubBoth | Kind::GrubMenu | Kind::Extlinux
+        );
+        let esp = || self.esp().filter(|_| !beside_store);
+        let place = self.loader.boot_mount_point.clone().or_else(esp);
+        place.map_or_else(|| "/boot".to_owned(), |place| place.to_string_lossy().into_owned())
+    }
+
     /// Returns where the ESP is mounted.
     fn esp(&self) -> Option<PathBuf> {
         let esp = self.layout.esp()?;
@@ -209,51 +225,54 @@ fn usable(facts: &DiskFacts) -> Result<()> {
 
 /// Checks that what is copied fits into the partitions it goes to.
 fn fits(disk: &DiskWishes, table: &Table, closure: Summary) -> Result<()> {
-    let size = |path: &str| disk.layout.partition_of(path).map(|index| (&table.slots[index], index));
-    let room = |slot: &Slot, index: usize| {
+    let room = |index: usize| {
         let partition = &disk.layout.partitions[index];
         let header = partition.luks().map_or(Bytes(0), |_| LUKS_HEADER);
         let opened = partition.content.as_ref().map(Content::opened);
-        usable_size(slot.size - header, opened.and_then(Content::format))
+        usable_size(table.slots[index].size - header, opened.and_then(Content::format))
     };
-    if let Some((slot, index)) = size("/nix/store") {
-        let have = room(slot, index);
+    let partition_of = |path: &str| disk.layout.partition_of(path);
+    let store = partition_of("/nix/store");
+    if let Some(index) = store {
+        let have = room(index);
         if have < closure.space {
             return Err(refused(format!(
                 "the disk holds {} and its partition {} would have room for {have}, but the system needs {}; \
                  choose a larger disk",
-                table.disk_size, slot.name, closure.space
+                table.disk_size, table.slots[index].name, closure.space
             )));
         }
     }
-    let boot = disk.loader.boot_mount_point.clone().or(disk.esp()).unwrap_or_else(|| "/boot".into());
-    if let Some((slot, index)) = boot
-        .to_str()
-        .and_then(size)
-        .filter(|(slot, _)| Some(slot.number) != size("/").map(|(root, _)| root.number))
-    {
-        let have = room(slot, index);
-        // The loader itself, its configuration, and its first growth.
-        let need = disk.boot_files + Bytes::mib(4);
+    let kernels = partition_of(&disk.kernels());
+    for (index, need, what) in [
+        // A loader that reads kernels beside the store finds them in it.
+        (
+            kernels.filter(|_| kernels != store),
+            disk.boot_files + LOADER,
+            "kernel, initrd and boot loader need",
+        ),
+        (disk.layout.esp(), LOADER, "the boot loader needs"),
+    ] {
+        let Some(index) = index else { continue };
+        let have = room(index);
         if have < need {
             return Err(refused(format!(
-                "partition {} would have room for {have} and kernel, initrd and boot loader need {need}; \
-                 give it more in a --layout",
-                slot.name
+                "partition {} would have room for {have} and {what} {need}; give it more in a --layout",
+                table.slots[index].name
             )));
         }
     }
     Ok(())
 }
 
-/// Checks that GRUB, which reads kernels itself, finds them where nothing is encrypted.
+/// Checks that a loader which reads kernels itself finds them where nothing is encrypted.
 fn readable_by_loader(disk: &DiskWishes) -> Result<()> {
-    let boot = disk.loader.boot_mount_point.as_deref().and_then(Path::to_str).unwrap_or("/boot");
-    let on = disk.layout.partition_of(boot).map(|index| &disk.layout.partitions[index]);
+    let kernels = disk.kernels();
+    let on = disk.layout.partition_of(&kernels).map(|index| &disk.layout.partitions[index]);
     match on.filter(|partition| partition.luks().is_some()) {
         Some(partition) => Err(refused(format!(
-            "{} would have to read {boot} from the encrypted partition {}, which this version does not set up; \
-             give {boot} a partition of its own in a --layout",
+            "{} would have to read {kernels} from the encrypted partition {}, which this version does not set up; \
+             give {kernels} a partition of its own in a --layout",
             disk.loader.kind, partition.name
         ))),
         None => Ok(()),
@@ -288,6 +307,124 @@ mod tests {
         ] {
             assert_eq!(usable_size(Bytes::gib(1), Some(format)), have, "{format:?}");
             assert_eq!(usable_size(Bytes::mib(1), Some(format)), Bytes(0), "{format:?}");
+        }
+    }
+
+    const CLOSURE: Summary = Summary { paths: 1, bytes: Bytes::gib(2), space: Bytes::gib(2) };
+
+    /// A disk of 8 GiB with these partitions, and a system of 2 GiB with 60 MiB of kernel and initrd.
+    fn disk(kind: Kind, boot: Option<&str>, partitions: &[(&str, &str)]) -> (DiskWishes, Table) {
+        let partition = |(name, rest): &(&str, &str)| format!(r#"{{"name":"{name}",{rest}}}"#);
+        let partitions: Vec<String> = partitions.iter().map(partition).collect();
+        let text = format!(r#"{{"disks":{{"main":{{"partitions":[{}]}}}}}}"#, partitions.join(","));
+        let layout = crate::disk::layout::parse(&text).unwrap();
+        let (name, layout) = layout.disk().unwrap();
+        let ids = Ids::random(layout.partitions.len());
+        let table = table::plan(layout, Architecture::X86_64, Bytes::gib(8), 512, &ids).unwrap();
+        let loader = Loader {
+            kind,
+            esp_mount_point: None,
+            boot_mount_point: boot.map(PathBuf::from),
+            baked_devices: vec![],
+            can_touch_efi_variables: None,
+        };
+        let wishes = DiskWishes {
+            name: name.to_owned(),
+            layout: layout.clone(),
+            architecture: Architecture::X86_64,
+            ids,
+            loader,
+            efi_variables: false,
+            boot_files: Bytes::mib(60),
+            tools: BTreeMap::new(),
+            notes: vec![],
+        };
+        (wishes, table)
+    }
+
+    const ROOT: &str =
+        r#""type":"root","size":"100%","content":{"type":"filesystem","format":"ext4","mountpoint":"/"}"#;
+    const LUKS: &str = r#""type":"root","size":"100%","content":{"type":"luks","name":"root","content":{"type":"filesystem","format":"ext4","mountpoint":"/"}}"#;
+
+    fn at(kind: &str, size: &str, format: &str, mountpoint: &str) -> String {
+        format!(
+            r#""type":"{kind}","size":"{size}","content":{{"type":"filesystem","format":"{format}","mountpoint":"{mountpoint}"}}"#
+        )
+    }
+
+    #[test]
+    fn closure_kernels_and_loader_fit_where_they_go() {
+        let esp = |size| at("esp", size, "vfat", "/boot");
+        let efi = |size| at("esp", size, "vfat", "/efi");
+        let boot = |size| at("linux", size, "ext4", "/boot");
+        for (kind, boot_at, partitions, says) in [
+            (Kind::SystemdBoot, None, vec![("ESP", esp("80M")), ("root", ROOT.into())], ""),
+            (
+                Kind::SystemdBoot,
+                None,
+                vec![("ESP", esp("64M")), ("root", ROOT.into())],
+                "partition ESP would have room for 62.8 MiB and kernel, initrd and boot loader need 64 MiB",
+            ),
+            (Kind::Lanzaboote, None, vec![("ESP", efi("64M")), ("root", ROOT.into())], "partition ESP"),
+            (Kind::External, None, vec![("ESP", efi("64M")), ("root", ROOT.into())], "partition ESP"),
+            // GRUB reads kernels where the store is, and the ESP has it alone.
+            (Kind::GrubEfi, None, vec![("ESP", efi("16M")), ("root", ROOT.into())], ""),
+            (
+                Kind::GrubEfi,
+                Some("/boot"),
+                vec![("ESP", efi("4M")), ("root", ROOT.into())],
+                "partition ESP would have room for 3 MiB and the boot loader needs 4 MiB",
+            ),
+            (
+                Kind::GrubBios,
+                Some("/boot"),
+                vec![("boot", boot("64M")), ("root", ROOT.into())],
+                "partition boot would have room for",
+            ),
+            (
+                Kind::SystemdBoot,
+                Some("/boot"),
+                vec![("ESP", efi("16M")), ("boot", boot("64M")), ("root", ROOT.into())],
+                "partition boot would have room for",
+            ),
+            (
+                Kind::SystemdBoot,
+                Some("/boot"),
+                vec![("ESP", efi("16M")), ("boot", boot("90M")), ("root", ROOT.into())],
+                "",
+            ),
+            (
+                Kind::SystemdBoot,
+                None,
+                vec![
+                    ("ESP", esp("80M")),
+                    ("home", at("linux", "6200M", "ext4", "/home")),
+                    ("root", ROOT.into()),
+                ],
+                "the disk holds 8 GiB and its partition root",
+            ),
+        ] {
+            let partitions: Vec<(&str, &str)> =
+                partitions.iter().map(|(name, rest)| (*name, rest.as_str())).collect();
+            let (wishes, table) = disk(kind, boot_at, &partitions);
+            let told =
+                fits(&wishes, &table, CLOSURE).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(told.starts_with(says) && told.is_empty() == says.is_empty(), "{partitions:?}: {told}");
+        }
+    }
+
+    #[test]
+    fn a_loader_is_not_asked_to_read_what_is_encrypted() {
+        for (kind, esp, readable) in [
+            (Kind::SystemdBoot, "/boot", true),
+            (Kind::SystemdBoot, "/efi", true),
+            (Kind::Lanzaboote, "/boot/efi", true),
+            (Kind::GrubEfi, "/boot", true),
+            (Kind::GrubEfi, "/boot/efi", false),
+        ] {
+            let esp = at("esp", "512M", "vfat", esp);
+            let (wishes, _) = disk(kind, None, &[("ESP", &esp), ("root", LUKS)]);
+            assert_eq!(readable_by_loader(&wishes).is_ok(), readable, "{kind:?} {esp}");
         }
     }
 }

@@ -144,7 +144,7 @@ pub fn disk_of<'a>(
         names.collect::<Vec<_>>().join(", ")
     };
     if let Some(named) = named {
-        // A layout has one disk, so whatever it calls that one says no more than the device does.
+        // A layout has one disk; whoever has read it compares what it calls that one.
         let device = named.split_once("=/dev/").map(|(_, name)| name);
         let name = device.or_else(|| named.strip_prefix("/dev/")).unwrap_or(named);
         let is_it = |disk: &&TargetDisk| disk.name == name || disk.facts.serial.as_deref() == Some(named);

@@ -131,6 +131,7 @@ fn a_layout_that_makes_no_sense_is_refused_by_name() {
         (main(&format!("{esp},{}", root.replace("ext4", "zfs"))), "zfs"),
         (main(&format!("{esp},{}", root.replace("100%", "1T"))), "TiB"),
         (main(&format!("{esp},{}", root.replace("100%", "-5"))), "-5"),
+        (main(&format!("{},{root}", esp.replace("256M", "16M"))), "kernel, initrd and boot loader need"),
         (main(&format!("{root},{root}")), "root"),
         (main(&format!("{esp},{}", root.replace("\"mountpoint\"", "\"mount\""))), "mount"),
     ] {

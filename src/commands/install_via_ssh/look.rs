@@ -11,7 +11,7 @@ use crate::cli::{HostKeysWish, Phase};
 use crate::commands::disk_wishes::{self, Place};
 use crate::disk::layout::DiskLayout;
 use crate::facts::target::{RunsFrom, TargetDisk, TargetFacts};
-use crate::failure::refused;
+use crate::failure::{refused, usage};
 use crate::plan::{
     self, Also, Carried, Choice, Demand, Drivers, HostKeys, Plan, RemoteStep, Replacement, Summary, Undriven,
     Wishes,
@@ -72,6 +72,11 @@ impl Story<'_> {
         let jumps = facts.runs_from == RunsFrom::Disk;
         let disk = self.disk(facts, !jumps)?;
         let wanted = look.wishes(&disk.facts, &Place::Elsewhere { closure: &self.prepared.closure })?;
+        if let Some((name, _)) = args.disk.as_deref().and_then(|disk| disk.split_once("=/dev/"))
+            && name != wanted.name
+        {
+            return Err(usage(format!("the layout has no disk {name}; its disk is called {}", wanted.name)));
+        }
         let tools = self.tools_of(wanted.tools.values())?;
         let paths = &self.prepared.closure.paths;
         let summary = Summary {
