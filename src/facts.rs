@@ -93,6 +93,8 @@ pub struct DiskFacts {
     pub removable: bool,
     /// `usb`, `nvme`, `sata`, `virtio`…
     pub transport: Option<String>,
+    /// What the file system that holds an image has left for it, with what the image has of it.
+    pub room: Option<Bytes>,
     pub contents: Contents,
     /// Where each partition is mounted, by its number.
     pub mounts: Vec<(u32, String)>,

@@ -40,7 +40,7 @@ const NO_DISKS: [&str; 4] = ["ram", "zram", "sr", "fd"];
 pub fn disk(path: &Path) -> Result<DiskFacts> {
     let meta = match fs::metadata(path) {
         Ok(meta) => meta,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(new_image(path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return new_image(path),
         Err(error) => return Err(error).with_context(|| format!("looking at {}", path.display())),
     };
     let node = fs::canonicalize(path).with_context(|| format!("resolving {}", path.display()))?;
@@ -72,26 +72,31 @@ fn empty(path: &Path, node: PathBuf, kind: DiskKind) -> DiskFacts {
         sector_size: SECTOR_SIZE,
         removable: false,
         transport: None,
+        room: None,
         contents: Contents { table: TableKind::None, partitions: Vec::new(), content: None },
         mounts: Vec::new(),
         refusals: Vec::new(),
     }
 }
 
-fn new_image(path: &Path) -> DiskFacts {
+fn new_image(path: &Path) -> Result<DiskFacts> {
     let mut facts = empty(path, path.to_owned(), DiskKind::NewImage);
     if path.starts_with("/dev") {
         // A mistyped device must not become a file in memory.
         facts.kind = DiskKind::NoDisk;
         facts.refusals.push(Refusal::NotADisk("not there".to_owned()));
     }
-    facts
+    let whole = std::path::absolute(path).with_context(|| format!("resolving {}", path.display()))?;
+    facts.room = Some(free_space(&whole)?);
+    Ok(facts)
 }
 
 fn image(path: &Path, node: PathBuf) -> Result<DiskFacts> {
     let mut facts = empty(path, node.clone(), DiskKind::ImageFile);
     let mut file = File::open(&node).with_context(|| format!("opening {}", path.display()))?;
-    facts.size = Bytes(file.metadata().with_context(|| format!("measuring {}", path.display()))?.len());
+    let meta = file.metadata().with_context(|| format!("measuring {}", path.display()))?;
+    facts.size = Bytes(meta.len());
+    facts.room = Some(free_space(&node)? + Bytes(meta.blocks() * 512));
     facts.contents = contents::look(&mut file, facts.size, SECTOR_SIZE)
         .with_context(|| format!("looking at the contents of {}", path.display()))?;
     if nix::unistd::access(&node, nix::unistd::AccessFlags::W_OK).is_err() {

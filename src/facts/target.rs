@@ -141,6 +141,7 @@ pub mod tests {
                 sector_size: 512,
                 removable: false,
                 transport: None,
+                room: None,
                 contents: Contents { table: TableKind::None, partitions: Vec::new(), content: None },
                 mounts: Vec::new(),
                 refusals: Vec::new(),

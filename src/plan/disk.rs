@@ -156,6 +156,12 @@ pub fn install_to_disk(
     let table = table::plan(&disk.layout, disk.architecture, facts.size, facts.sector_size, &disk.ids)
         .map_err(|error| refused(format!("{shown}: {error}")))?;
     fits(disk, &table, closure)?;
+    if let Some(room) = facts.room.filter(|room| *room < closure.space) {
+        return Err(refused(format!(
+            "the file system that holds {shown} has room for {room}, but the system needs {}; put the image elsewhere",
+            closure.space
+        )));
+    }
     readable_by_loader(disk)?;
 
     let mut steps = Vec::new();

@@ -102,6 +102,20 @@ fn the_disk_this_machine_runs_from_is_refused() {
 }
 
 #[test]
+fn an_image_that_its_file_system_could_not_hold_is_not_begun() {
+    let env = TestEnv::new();
+    let small = Mounted::new(&["-t", "tmpfs", "-o", "size=64M", "small"], env.path("small"));
+    let there = small.0.join("there.img");
+    fs::File::create(&there).and_then(|file| file.set_len(3 << 30)).unwrap();
+    for words in [&["--image-size", "3G", "small/new.img"][..], &["small/there.img"]] {
+        let ran = env.run(fixture("uefi").words("install-to-disk", words)).refused().says_a_sentence();
+        ran.stderr_has("has room for 64 MiB, but the system needs");
+    }
+    assert_eq!(fs::metadata(&there).unwrap().blocks(), 0);
+    assert_eq!(fs::read_dir(&small.0).unwrap().count(), 1);
+}
+
+#[test]
 fn what_is_no_disk_is_refused() {
     let env = TestEnv::new();
     let system = fixture("uefi");

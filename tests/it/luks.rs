@@ -118,11 +118,12 @@ fn passphrases_that_are_none(machine: &mut Vm) {
         let (code, said) = machine.sh_within(QUICK, &format!("{INSTALL} {words} /dev/vdb 2>&1"));
         assert!(code == status && said.contains(sentence), "{words} ended with {code}: {said}");
     }
-    let said = machine.sh(&format!(
-        "rm -f {TYPESCRIPT}; {{ {}; sleep 2; }} | script -qefc '{INSTALL} /dev/vdb' {TYPESCRIPT} 2>&1 || true",
+    let typed = format!(
+        "rm -f {TYPESCRIPT}; {{ {}; sleep 2; }} | script -qefc '{INSTALL} /dev/vdb' {TYPESCRIPT} 2>&1",
         typing(["one", "two"])
-    ));
-    assert!(said.contains("the two passphrases differ; nothing was changed"), "{said}");
+    );
+    let (code, said) = machine.sh_within(QUICK, &typed);
+    assert!(code == 3 && said.contains("the two passphrases differ; nothing was changed"), "{code}: {said}");
 }
 
 /// Types a passphrase, and one when it is to be typed again; each a while after it is asked for in `TYPESCRIPT`, because
