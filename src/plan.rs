@@ -30,7 +30,8 @@ pub use drivers::{Also, Drivers, Undriven, drivers, undriven};
 pub use network::Carried;
 pub use remote::{HostKeys, Missing, RemoteStep, RemoteWishes, deploy_via_ssh, takes_system};
 pub use replace::{
-    Choice, Demand, Replacement, can_be_replaced, can_jump, disk_of, host_keys, replace_via_ssh,
+    Choice, Demand, Replacement, can_be_replaced, can_hold_tools, can_jump, disk_of, host_keys,
+    replace_via_ssh,
 };
 pub use script::{Script, script};
 

@@ -14,6 +14,8 @@ use crate::size::Bytes;
 // a stream, what the passphrase of an encrypted disk costs at the least. What a kernel takes for itself is in no
 // count of its memory.
 const WORK: Bytes = Bytes::mib(160);
+// This program beside a system that takes care of its own memory, at the very least.
+const ALONE: Bytes = Bytes::mib(32);
 const _: () = assert!(memory::LEAST.0 + memory::REST.0 <= WORK.0);
 
 /// What the rescue needs of a machine's memory.
@@ -94,6 +96,18 @@ pub fn can_jump(host: &str, facts: &TargetFacts, demand: Demand) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Refuses a machine that runs from memory and has none left to install with.
+pub fn can_hold_tools(host: &str, facts: &TargetFacts, tools: Bytes) -> Result<()> {
+    let need = tools + ALONE;
+    match facts.available_memory < need {
+        false => Ok(()),
+        true => Err(refused(format!(
+            "what {host} runs leaves {} of its memory, and the tools for its disk need {need}; stop what it need not run, or start it from its disk",
+            facts.available_memory
+        ))),
+    }
 }
 
 /// Decides which host keys a machine is given for the system; none were wished for where `wish` is none, and `brings` tells
@@ -296,6 +310,19 @@ mod tests {
         let container = TargetFacts { container: Some("lxc".into()), ..facts() };
         let other = said(can_be_replaced("web1", &container, &system("x86_64-linux"), Kind::SystemdBoot));
         assert!(other.contains("a container (lxc)"), "{other}");
+    }
+
+    #[test]
+    fn what_runs_from_memory_has_room_for_tools() {
+        for (available, refused) in [(72, false), (71, true)] {
+            let facts = TargetFacts { available_memory: Bytes::mib(available), ..facts() };
+            let said = said(can_hold_tools("web1", &facts, Bytes::mib(40)));
+            assert_eq!(
+                said.contains("71 MiB of its memory, and the tools for its disk need 72 MiB"),
+                refused,
+                "{said}"
+            );
+        }
     }
 
     #[test]

@@ -149,6 +149,7 @@ fn a_debian_with_uefi_becomes_the_system_whoever_is_killed_meanwhile() {
     story.refused(BY_KEY, &[], 3, "has several disks");
     story.refused(BY_KEY, &["--disk", "vdb"], 3, "choose a larger disk");
     story.refused(BY_KEY, &["--disk", "/dev/sdz"], 3, "has no disk /dev/sdz");
+    story.refused(BY_KEY, &["--disk", "data=/dev/vda"], 2, "its disk is called main");
     let known = story.debian.login.known_hosts().to_owned();
     let right = fs::read_to_string(&known).unwrap();
     let other = fs::read_to_string(login::key().with_extension("pub")).unwrap();
@@ -161,7 +162,8 @@ fn a_debian_with_uefi_becomes_the_system_whoever_is_killed_meanwhile() {
     let wrong = command.output().unwrap();
     assert_eq!(wrong.status.code(), Some(1), "{wrong:?}");
 
-    let dry = story.run(BY_KEY, &["--disk", "vda", "--dry-run", "--hardware-report", "report.json"]).ok();
+    let dry =
+        story.run(BY_KEY, &["--disk", "main=/dev/vda", "--dry-run", "--hardware-report", "report.json"]).ok();
     dry.stdout_has("Jump into the rescue").stdout_has("Restart the machine");
     let report = fs::read_to_string(story.env.path("report.json")).unwrap();
     assert!(report.contains("\"virtio_net\"") && report.contains("\"undriven\": []"), "{report}");

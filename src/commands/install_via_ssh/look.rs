@@ -87,11 +87,13 @@ impl Story<'_> {
         let local = plan::install_to_disk(&wishes, &wanted, &disk.let_go(), summary)?;
         let mut notes = Vec::new();
         let mut rescue = Rescue::default();
-        if jumps {
+        let tools_size = tools.iter().map(|info| info.nar_size).sum();
+        if !jumps {
+            plan::can_hold_tools(&host, facts, tools_size)?;
+        } else {
             rescue = self.rescue(facts, &disk, &wanted.layout)?;
             notes.extend(rescue.carried.notes.iter().cloned());
-            let tools = tools.iter().map(|info| info.nar_size).sum();
-            plan::can_jump(&host, facts, Demand { initrd: rescue.initrd, tools })?;
+            plan::can_jump(&host, facts, Demand { initrd: rescue.initrd, tools: tools_size })?;
         }
         let wish = args.host_keys.map(|wish| match wish {
             HostKeysWish::Keep => HostKeys::Keep,
@@ -109,10 +111,7 @@ impl Story<'_> {
                 initrd: rescue.initrd,
                 modules: rescue.modules.len(),
             }),
-            tools: RemoteStep::SendTools {
-                paths: tools.len(),
-                bytes: tools.iter().map(|info| info.nar_size).sum(),
-            },
+            tools: RemoteStep::SendTools { paths: tools.len(), bytes: tools_size },
             host_keys,
             reboot: self.has(Phase::Reboot),
             notes,
