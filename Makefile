@@ -10,6 +10,9 @@ FIXTURES := build/fixture/uefi/toplevel build/fixture/bios/toplevel build/fixtur
 ANSIBLE := build/ansible/installed
 DEBIAN := build/debian/uefi.img build/debian/bios.img
 
+# One more than there are cores, for many tests mostly wait. No more stories have machines than there are cores.
+TEST_THREADS := $(shell echo $$(($$(nproc) + 1)))
+
 # The tests attach loop devices and own store paths as root does; Debian keeps their tools in sbin.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -32,7 +35,7 @@ demo: build build/fixture/uefi/toplevel ## Clone a running system in a virtual m
 # Debian first: it needs nothing of what is built here, and the network is slower than any core.
 test: $(DEBIAN) build tests-built $(FIXTURES) $(ANSIBLE) ## Run every test, virtual machines included
 	tests/needs.sh tests/packages/test
-	cargo test --workspace
+	RUST_TEST_THREADS=$(TEST_THREADS) cargo test --workspace
 	BINARY=$(BINARY) tests/module/run.sh
 
 # While the release binary is linked, the other cores have something to do.
