@@ -121,6 +121,14 @@ impl Nix {
     }
 }
 
+/// Makes a tree, a file and a link in `dir`, and returns their names.
+pub fn one_of_each(dir: &Path) -> [&'static str; 3] {
+    tricky_tree(&dir.join("tree"));
+    fs::write(dir.join("file"), "x").unwrap();
+    symlink("/x", dir.join("link")).unwrap();
+    ["tree", "file", "link"]
+}
+
 /// Makes a tree of all that has tripped copiers up.
 pub fn tricky_tree(dir: &Path) {
     fs::create_dir(dir).unwrap();

@@ -4,6 +4,7 @@ mod ansible;
 mod archive;
 mod booted;
 mod clone;
+mod clone_luks;
 mod daemon;
 #[allow(dead_code)] // what one story needs or another
 mod debian;
@@ -30,7 +31,6 @@ mod interrupted;
 mod kexec;
 mod link;
 mod login;
-mod luks;
 mod machine;
 mod machines;
 mod modules;

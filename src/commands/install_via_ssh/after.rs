@@ -37,7 +37,7 @@ impl Story<'_> {
         drop(reached);
         if self.args.no_wait {
             if !said {
-                return Err(self.may_have_restarted());
+                return Err(self.may_have_restarted(&key));
             }
             state.finish()?;
             return Ok(format!("{name} restarts into {system}{key}"));
@@ -47,10 +47,11 @@ impl Story<'_> {
         Ok(format!("{name} runs {system}{key}"))
     }
 
-    pub(super) fn may_have_restarted(&self) -> Error {
+    /// `key` says which new key the machine has then.
+    pub(super) fn may_have_restarted(&self, key: &str) -> Error {
         let name = self.name();
         Failure::Unknown(format!(
-            "the link was cut before {name} said that it restarts; if it has not, install-via-ssh --resume {name} goes on"
+            "the link was cut before {name} said that it restarts; if it has not, install-via-ssh --resume {name} goes on{key}"
         ))
         .into()
     }

@@ -94,7 +94,7 @@ impl Story<'_> {
     /// Leaves the rescue, to which nothing leads back, for what is on the disk.
     pub(super) fn leave_rescue(&self, mut reached: Reached, state: State) -> Result<String> {
         if !reached.client.reboot().with_context(|| format!("restarting {}", self.name()))? {
-            return Err(self.may_have_restarted());
+            return Err(self.may_have_restarted(""));
         }
         state.finish()?;
         Ok(format!("{} restarts", self.name()))

@@ -88,12 +88,12 @@ impl Story<'_> {
         let mut notes = Vec::new();
         let mut rescue = Rescue::default();
         let tools_size = tools.iter().map(|info| info.nar_size).sum();
-        if !jumps {
-            plan::can_hold_tools(&host, facts, tools_size)?;
-        } else {
+        if jumps {
             rescue = self.rescue(facts, &disk, &wanted.layout)?;
             notes.extend(rescue.carried.notes.iter().cloned());
             plan::can_jump(&host, facts, Demand { initrd: rescue.initrd, tools: tools_size })?;
+        } else {
+            plan::can_hold_tools(&host, facts, tools_size)?;
         }
         let wish = args.host_keys.map(|wish| match wish {
             HostKeysWish::Keep => HostKeys::Keep,
