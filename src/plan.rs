@@ -31,7 +31,7 @@ pub use network::Carried;
 pub use remote::{HostKeys, Missing, RemoteStep, RemoteWishes, deploy_via_ssh, takes_system};
 pub use replace::{
     Choice, Demand, Replacement, can_be_replaced, can_hold_tools, can_jump, disk_of, host_keys,
-    replace_via_ssh,
+    replace_via_ssh, what_stays,
 };
 pub use script::{Script, script};
 

@@ -167,12 +167,12 @@ impl Story<'_> {
 
     fn in_rescue(&self, mut state: State, mut keys: Keys) -> Result<String> {
         let (reached, facts) = self.reach_rescue(&mut state)?;
+        if state.is_installed() {
+            return self.after(reached, state, &facts.boot_id);
+        }
         if !self.has(Phase::Install) {
             if self.has(Phase::Reboot) && self.args.resume {
-                return match state.is_installed() {
-                    true => self.after(reached, state, &facts.boot_id),
-                    false => self.leave_rescue(reached, state),
-                };
+                return self.leave_rescue(reached, state);
             }
             let _ = reached.leave();
             return Ok(format!(

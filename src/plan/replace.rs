@@ -5,8 +5,8 @@ use anyhow::Result;
 use super::{HostKeys, Plan, RemoteStep, Step};
 use crate::boot::loader::Kind;
 use crate::disk::luks::memory;
-use crate::facts::SystemFacts;
 use crate::facts::target::{Firmware, RunsFrom, TargetDisk, TargetFacts};
+use crate::facts::{Refusal, SystemFacts};
 use crate::failure::refused;
 use crate::size::Bytes;
 
@@ -185,6 +185,17 @@ pub fn disk_of<'a>(
     }
 }
 
+/// Says from which disk the machine may start what it runs now, if that is not the one that gets the system.
+pub fn what_stays(facts: &TargetFacts, disk: &TargetDisk) -> Option<String> {
+    let runs = |refusal: &Refusal| matches!(refusal, Refusal::Held(holder) if holder.is_running_system());
+    let others = || facts.disks.iter().filter(|other| other.name != disk.name);
+    let other = others().find(|other| other.facts.refusals.iter().any(runs))?;
+    Some(format!(
+        "what runs there now stays on /dev/{}; see to it that the firmware starts /dev/{} rather than that",
+        other.name, disk.name
+    ))
+}
+
 /// What is added to the plan of a disk where another machine has it.
 #[derive(Clone, Debug)]
 pub struct Replacement<'a> {
@@ -246,7 +257,6 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::facts::Refusal;
     use crate::facts::target::tests::{disk, facts};
     use crate::failure::Failure;
     use crate::store::path::StorePath;
@@ -411,5 +421,15 @@ mod tests {
             };
             assert!(is_it, "{said}: {expected}");
         }
+        let disks = [held("vda"), other, stick];
+        let facts = TargetFacts { disks: disks.to_vec(), ..facts() };
+        let told = disks.each_ref().map(|disk| what_stays(&facts, disk));
+        assert_eq!(told.each_ref().map(Option::is_some), [false, true, true]);
+        assert!(
+            told[1]
+                .as_deref()
+                .unwrap()
+                .contains("stays on /dev/vda; see to it that the firmware starts /dev/vdb")
+        );
     }
 }

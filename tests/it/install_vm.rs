@@ -208,8 +208,10 @@ fn a_debian_with_uefi_becomes_the_system_whoever_is_killed_meanwhile() {
     keygen(&keys.join("ssh_host_ed25519_key"), &["-t", "ed25519"]);
     let given = fs::read_to_string(keys.join("ssh_host_ed25519_key.pub")).unwrap();
     let boot = story.debian.vm().sh("cat /proc/sys/kernel/random/boot_id");
-    let more = [&["--disk", "vda", "--extra-files", "extra"], &PATIENCE[..]].concat();
-    story.run(BY_KEY, &more).ok().stderr_has("runs nixos-system");
+    let more = ["--disk", "vda", "--extra-files", "extra", "--no-reboot"];
+    story.run(BY_KEY, &more).ok().stderr_has("paths of tools").stderr_has("restarts it into that");
+    let resumed = story.resume(BY_KEY, &PATIENCE).ok().stderr_has("runs nixos-system");
+    assert!(!resumed.stderr.contains("paths of tools"), "it was not on the disk: {resumed}");
     assert_eq!(story.host_key(), given.trim());
     assert_ne!(story.debian.vm().sh("cat /proc/sys/kernel/random/boot_id"), boot);
 }

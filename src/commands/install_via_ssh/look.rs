@@ -89,6 +89,7 @@ impl Story<'_> {
         let mut rescue = Rescue::default();
         let tools_size = tools.iter().map(|info| info.nar_size).sum();
         if jumps {
+            notes.extend(plan::what_stays(facts, &disk));
             rescue = self.rescue(facts, &disk, &wanted.layout)?;
             notes.extend(rescue.carried.notes.iter().cloned());
             plan::can_jump(&host, facts, Demand { initrd: rescue.initrd, tools: tools_size })?;
