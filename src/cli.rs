@@ -30,6 +30,8 @@ struct Cli {
 const NAME: &str = "nixos-install-via";
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused for safety.";
+const INSTALL_VIA_SSH_EXIT_CODES: &str = "Exit codes: 0 the machine runs the system, 1 failed, 2 wrong usage, \
+3 refused for safety, 5 state unknown.";
 const DEPLOY_EXIT_CODES: &str = "Exit codes: 0 deployed, 1 failed, 2 wrong usage, 3 refused for safety, \
 4 rolled back, 5 state unknown; of several machines the highest.";
 
@@ -41,6 +43,9 @@ enum Command {
     /// Clone or back up the system into a directory
     #[command(after_help = EXIT_CODES)]
     InstallToDir(InstallToDir),
+    /// Replace what runs on a machine, whatever Linux it is, by the system
+    #[command(after_help = INSTALL_VIA_SSH_EXIT_CODES)]
+    InstallViaSsh(InstallViaSsh),
     /// Bring a directory made by install-to-dir to the system: copy what is missing, as a new generation
     #[command(after_help = EXIT_CODES)]
     DeployToDir(DeployToDir),
@@ -53,9 +58,6 @@ enum Command {
     Verify(Verify),
     /// Print completions for a shell
     Completions(Completions),
-    /// Replace what runs on a machine, whatever Linux it is, by the system
-    #[command(after_help = EXIT_CODES)]
-    InstallViaSsh(InstallViaSsh),
     // For those who build systems and packages, not for those who run them.
     /// Put the commands and the manifest into a system that is being built
     #[command(hide = true, after_help = EXIT_CODES)]
