@@ -48,10 +48,12 @@ pub fn run(args: &InstallToDisk) -> Result<()> {
     keys::complete(&mut keys, &disk_wishes.layout)?;
     own_mounts::make()?;
     let shown = facts.path.display();
-    interrupt::say(format!("{shown} does not boot now: run the same command again to start over"));
+    // A new image gets its name when it is whole.
+    let left = if facts.kind == DiskKind::NewImage { "was not made" } else { "does not boot now" };
+    interrupt::say(format!("{shown} {left}: run the same command again to start over"));
     let source = Source { root: wishes.from.clone(), closure };
     run::perform(&plan, &source, &keys, &*progress).with_context(|| {
-        format!("installing onto {shown}, which does not boot now (run the same command again to start over)")
+        format!("installing onto {shown}, which {left} (run the same command again to start over)")
     })?;
     let text = format!("{shown} boots {}", wishes.system.name());
     progress.event(Event::Done { text });
