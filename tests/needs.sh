@@ -14,7 +14,7 @@ fi
 
 installed=$(dpkg-query --show --showformat '${db:Status-Status} ${Package}\n' $wanted 2>/dev/null |
     sed -n 's/^installed //p' | sort -u)
-missing=$(printf '%s\n' "$wanted" | grep -vxF -e "$installed" || true)
+missing=$(printf '%s\n' "$wanted" | grep -vxF -e "$installed" || [ $? = 1 ])
 [ -n "$missing" ] || exit 0
 
 as_root=
