@@ -1,10 +1,12 @@
 //! A made-up world for one test: a directory, the built binary, systems to copy, disks to refuse.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Write, stderr};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Once;
+use std::{panic, thread};
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
@@ -25,6 +27,20 @@ const SCRATCH: &str = match option_env!("CARGO_TARGET_TMPDIR") {
     None => concat!(env!("CARGO_MANIFEST_DIR"), "/build"),
 };
 
+/// Says why a test failed when it fails: the harness says it once all have ended, which is much later, if they end.
+fn tell_failures_at_once() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let usual = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            let current = thread::current();
+            // The harness catches what is printed, but not what is written.
+            writeln!(stderr(), "\n{} failed: {panic}\n", current.name().unwrap_or("a thread")).ok();
+            usual(panic);
+        }));
+    });
+}
+
 /// A directory that goes with the test, and the binary run from it.
 pub struct TestEnv {
     dir: TempDir,
@@ -32,6 +48,7 @@ pub struct TestEnv {
 
 impl TestEnv {
     pub fn new() -> TestEnv {
+        tell_failures_at_once();
         let dir = tempfile::Builder::new().prefix("it-").tempdir_in(SCRATCH);
         TestEnv { dir: dir.expect("the build directory can be written") }
     }

@@ -5,7 +5,7 @@
 //! The demo uses this file too.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write, stderr};
 use std::net::Shutdown;
 use std::num::NonZero;
 use std::os::unix::net::UnixStream;
@@ -223,6 +223,12 @@ impl Machine {
     }
 }
 
+/// A number that marks what is said to a machine, for what was said before may still come.
+fn next_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 fn serial_log(dir: &Path) -> PathBuf {
     dir.join("serial")
 }
@@ -326,8 +332,28 @@ impl Vm {
     #[track_caller]
     pub fn wait_shell(&mut self, limit: Duration) {
         let deadline = Instant::now() + limit;
-        // What is written before the shell listens is lost, so it is asked again and again.
-        while self.try_sh("true", Duration::from_secs(2)).is_err() {
+        // What is written before the shell listens is lost, any part of a line, so it is asked again and again. A terminal
+        // that nobody reads holds 4 KiB and is slow to recover from more, hence the few words, and they leave the shell
+        // nothing to wait for however they are cut, as half of a quotation would.
+        let greeting = format!("up-{}-", next_number());
+        let question = format!("echo {greeting}$$\n");
+        let answered = |heard: &[u8]| {
+            let heard = String::from_utf8_lossy(heard);
+            heard.split(&greeting).skip(1).any(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
+        };
+        let mut heard = Vec::new();
+        loop {
+            let patience = Instant::now() + Duration::from_secs(2);
+            if self.send(question.as_bytes()).is_err() {
+                sleep(GLANCE);
+            } else {
+                while let Ok(more) = self.receive(patience) {
+                    heard.extend(more);
+                    if answered(&heard) {
+                        return;
+                    }
+                }
+            }
             assert!(!self.has_ended(), "the machine ended before its shell came: {}", self.complaint());
             assert!(Instant::now() < deadline, "no shell on hvc0 within {} s", limit.as_secs());
         }
@@ -354,9 +380,8 @@ impl Vm {
     }
 
     /// Frames the script by markers that occur nowhere else, not even in an echo of the script.
-    pub fn try_sh(&mut self, script: &str, limit: Duration) -> Result<(i32, String)> {
-        static NUMBER: AtomicU64 = AtomicU64::new(1);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    fn try_sh(&mut self, script: &str, limit: Duration) -> Result<(i32, String)> {
+        let number = next_number();
         let (begin, end) = (format!("begin-{number}-of-script\n"), format!("\nend-{number}-of-script "));
         let framed = format!(
             "echo begin-'{number}'-of-script; ( {script}\n) </dev/null 2>&1; status=$?; echo; echo end-'{number}'-of-script $status.\n"
@@ -393,6 +418,7 @@ impl Vm {
                 }
             };
             stream.set_read_timeout(Some(GLANCE))?;
+            stream.set_write_timeout(Some(QUICK))?;
             self.shell = Some(stream);
         }
         let shell = self.shell.as_mut().expect("it was just connected");
@@ -519,7 +545,10 @@ impl Drop for Vm {
             let serial = self.serial();
             let lines: Vec<&str> = serial.lines().collect();
             let tail = &lines[lines.len().saturating_sub(LINES_OF_A_FAILURE)..];
-            eprintln!("---- the machine's last words ----\n{}\n{}", tail.join("\n"), self.complaint());
+            // Written, for what is printed the harness keeps to itself until all tests have ended.
+            let words =
+                format!("---- the machine's last words ----\n{}\n{}", tail.join("\n"), self.complaint());
+            writeln!(stderr(), "{words}").ok();
         }
     }
 }
