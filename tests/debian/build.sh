@@ -67,7 +67,9 @@ install -d -m 700 "$root/root/.ssh"
 install -m 600 "$result/key.pub" "$root/root/.ssh/authorized_keys"
 chroot "$root" systemctl --quiet enable systemd-networkd hvc-shell announce
 # Somebody else has hvc0, and the machine's care for itself would only slow it down.
-chroot "$root" systemctl --quiet mask serial-getty@hvc0 apt-daily.timer apt-daily-upgrade.timer e2scrub_reap
+chroot "$root" systemctl --quiet mask serial-getty@hvc0 apt-daily.timer apt-daily-upgrade.timer e2scrub_reap \
+    systemd-update-utmp systemd-update-utmp-runlevel modprobe@configfs modprobe@drm modprobe@fuse dev-hugepages.mount \
+    dev-mqueue.mount sys-fs-fuse-connections.mount sys-kernel-config.mount sys-kernel-debug.mount sys-kernel-tracing.mount
 # Not its first boot: that asks questions and makes what is here.
 tr -d - < /proc/sys/kernel/random/uuid > "$root/etc/machine-id"
 touch "$root/etc/.updated" "$root/var/.updated"
