@@ -15,7 +15,7 @@ use super::contents;
 use super::device;
 use super::table::Table;
 use crate::size::Bytes;
-use crate::sys::{file as files, ioctl};
+use crate::sys::{file as files, interrupt, ioctl};
 
 // Another process may take the free loop device before we do.
 const ATTACH_TRIES: usize = 64;
@@ -91,7 +91,8 @@ impl Image {
         let growing = path.with_file_name(format!(".{}.part", name.to_string_lossy()));
         let making = || format!("making {}", growing.display());
         let mut image = Self::locked(path, growing.clone(), true)?;
-        // What an interrupted run left is not worth keeping.
+        interrupt::grows(&image.growing);
+        // What a killed run left is not worth keeping.
         image.file.set_len(0).with_context(making)?;
         image.file.set_len(size.0).with_context(making)?;
         image.size = size;
@@ -132,14 +133,24 @@ impl Image {
     }
 
     /// Gives the whole image its name. Its loop device must be finished.
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
         self.file.sync_all().with_context(|| format!("syncing {}", self.growing.display()))?;
         if self.growing != self.path {
             fs::rename(&self.growing, &self.path)
                 .with_context(|| format!("publishing {}", self.path.display()))?;
+            interrupt::grown();
+            self.growing.clone_from(&self.path);
         }
         let dir = self.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         files::sync_dir(dir)
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        if self.growing != self.path {
+            let _ = fs::remove_file(&self.growing);
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use crate::store::path::StorePath;
 use crate::store::tarball::Tarball;
 use crate::sys::pack::{self, Packer};
 use crate::sys::scratch::Scratch;
-use crate::sys::{file, inside};
+use crate::sys::{file, inside, interrupt};
 use crate::system::claim::Claim;
 use crate::system::{identity, init, profile};
 
@@ -152,7 +152,7 @@ impl Write for Out {
 
 /// The file, under a temporary name beside its own; dropped, it is gone.
 ///
-/// A kill leaves it, and the next run of the same command takes it over.
+/// Only a kill leaves it, and the next run of the same command takes it over.
 struct Part {
     file: Flock<File>,
     temporary: PathBuf,
@@ -177,6 +177,7 @@ impl Part {
         if !fs::symlink_metadata(&temporary).is_ok_and(|there| there.ino() == own.ino()) {
             bail!(busy());
         }
+        interrupt::grows(&temporary);
         file.set_len(0).with_context(making)?;
         Ok(Part { file, temporary, path: path.to_owned(), published: false })
     }
@@ -194,6 +195,7 @@ impl Part {
             renamed => renamed.with_context(|| format!("publishing {shown}")),
         }?;
         self.published = true;
+        interrupt::grown();
         file::sync_dir(self.path.parent().unwrap_or(Path::new("/")))
     }
 }

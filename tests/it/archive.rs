@@ -6,6 +6,9 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::env::{BINARY, Ran, System, TestEnv, fixture, in_root, small_system, text, tool};
 use crate::real_nix;
 
@@ -245,6 +248,20 @@ fn a_full_disk_leaves_nothing() {
         ran.says_a_sentence().stderr_has(words);
         assert_eq!(fs::read_to_string(world.env.path("left")).unwrap(), "");
     }
+}
+
+#[test]
+fn an_archive_that_is_interrupted_is_gone() {
+    let env = TestEnv::new();
+    let (system, part) = (fixture("uefi"), env.path(".x.tar.zst.part"));
+    let mut run = env.start(system.words("install-to-dir", &["--archive", "x.tar.zst"]));
+    while File::open(&part).map_or(0, |file| file.metadata().unwrap().len()) < 1 << 20 {
+        assert!(run.try_wait().unwrap().is_none(), "it ended before it was interrupted");
+        sleep(Duration::from_millis(1));
+    }
+    kill(Pid::from_raw(run.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(1));
+    assert_eq!(fs::read_dir(env.path("")).unwrap().count(), 0);
 }
 
 #[test]

@@ -5,9 +5,26 @@ use std::os::unix::fs::MetadataExt;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::clone::assert_a_whole_system;
 use crate::env::{TestEnv, fixture, tool};
 use crate::vm::{BOOT, Machine, QUICK, Start};
+
+#[test]
+fn an_image_that_is_interrupted_is_gone() {
+    let env = TestEnv::new();
+    let words = fixture("bios").words("install-to-disk", &["--image-size", "3G", "disk.img"]);
+    let mut run = env.start(&words);
+    wait_until("the copy is under way", || {
+        fs::metadata(env.path(".disk.img.part")).is_ok_and(|meta| meta.blocks() * 512 > 96 << 20)
+    });
+    kill(Pid::from_raw(run.id() as i32), Signal::SIGINT).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(1));
+    assert_eq!(fs::read_dir(env.path("")).unwrap().count(), 0);
+    wait_until("what it held is free", || !still_attached(&env));
+}
 
 #[test]
 fn an_image_made_here_after_one_that_was_killed_boots_on_bios() {
