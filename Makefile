@@ -80,7 +80,7 @@ build/fixture/%/toplevel: $(BINARY) $(wildcard tests/fixture/* tests/fixture/*/*
 	$(SUDO) flock build tests/fixture/build.sh $* $(BINARY)
 
 # A real Debian, of packages that are kept beside the images.
-$(DEBIAN) &: $(shell find tests/debian -type f)
+$(DEBIAN) &: $(shell find tests/debian -type f) tests/fixture/guest/agent.sh tests/fixture/guest/units/tests-agent.service
 	tests/needs.sh tests/debian/packages
 	$(SUDO) tests/debian/build.sh
 

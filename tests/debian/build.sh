@@ -7,6 +7,7 @@ export LC_ALL=C
 umask 022
 
 here=$(cd "$(dirname "$0")" && pwd)
+fixture=$here/../fixture/guest
 project=$(cd "$here/../.." && pwd)
 result=$project/build/debian
 cache=$result/packages
@@ -28,7 +29,8 @@ exec 8> "$result/lock"
 flock 8
 
 # Times say nothing in a fresh checkout, so that contents decide.
-sources=$(cd "$here" && find . -type f -exec sha256sum {} + | sort)
+sources=$(cd "$here" && find . ../fixture/guest/agent.sh ../fixture/guest/units/tests-agent.service -type f \
+    -exec sha256sum {} + | sort)
 # shellcheck disable=SC2086
 if [ "$(cat "$result/sources" 2> /dev/null)" = "$sources" ] && ls $images > /dev/null 2>&1; then
     touch $images
@@ -65,9 +67,14 @@ chroot "$root" useradd --create-home --shell /bin/bash --groups sudo person
 printf 'root:%s\nperson:%s\n' "$root_password" "$person_password" | chroot "$root" chpasswd
 install -d -m 700 "$root/root/.ssh"
 install -m 600 "$result/key.pub" "$root/root/.ssh/authorized_keys"
-chroot "$root" systemctl --quiet enable systemd-networkd hvc-shell announce
-# Somebody else has hvc0, and the machine's care for itself would only slow it down.
-chroot "$root" systemctl --quiet mask serial-getty@hvc0 apt-daily.timer apt-daily-upgrade.timer e2scrub_reap \
+# The fixture's way in.
+sed 's|@sw@/bin/bash|/bin/bash|' "$fixture/agent.sh" > "$root/usr/local/sbin/tests-agent"
+chmod 755 "$root/usr/local/sbin/tests-agent"
+sed 's|@agent@|/usr/local/sbin/tests-agent|; /^Environment=/s| PATH=[^ ]*||' "$fixture/units/tests-agent.service" \
+    > "$root/etc/systemd/system/tests-agent.service"
+chroot "$root" systemctl --quiet enable systemd-networkd tests-agent announce
+# The machine's care for itself would only slow it down.
+chroot "$root" systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer e2scrub_reap \
     systemd-update-utmp systemd-update-utmp-runlevel modprobe@configfs modprobe@drm modprobe@fuse dev-hugepages.mount \
     dev-mqueue.mount sys-fs-fuse-connections.mount sys-kernel-config.mount sys-kernel-debug.mount sys-kernel-tracing.mount
 # Not its first boot: that asks questions and makes what is here.
@@ -77,7 +84,9 @@ touch "$root/etc/.updated" "$root/var/.updated"
 kernel=$(cd "$root/boot" && echo vmlinuz-*)
 initrd=initrd.img-${kernel#vmlinuz-}
 root_id=$(cat /proc/sys/kernel/random/uuid)
-parameters="root=UUID=$root_id ro console=ttyS0 quiet"
+# Beside other machines it is slow, and nothing of that is a fault: systemd's 90 s decide nothing.
+patience="systemd.default_timeout_start_sec=900 systemd.default_device_timeout_sec=900"
+parameters="root=UUID=$root_id ro console=ttyS0 quiet $patience"
 
 # Makes an empty disk of so many MiB; the table's lines are read.
 disk() {

@@ -1,4 +1,4 @@
-//! `enter --boot`: a directory boots through systemd-nspawn, also where no systemd is around it.
+//! `enter --boot`: a directory boots through systemd-nspawn, where no systemd is around it.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -6,9 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::env::{BINARY, TestEnv, fixture, small_system, text};
-use crate::source::{Firmware, Source};
-use crate::vm::{BOOT, LONG, Machine};
+use crate::env::{TestEnv, fixture, small_system, text};
 
 // Three times what a loaded machine took; only a failure waits for its end.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -90,36 +88,6 @@ fn a_directory_boots_to_its_end_and_takes_no_deployment_meanwhile() {
     assert!(status.success(), "{status}: {}", booted.said());
     env.run(system.words("deploy-to-dir", &[text(&dir)])).ok().stderr_has("nothing to do");
     env.run(["verify", text(&dir)]).ok();
-}
-
-#[test]
-fn a_machine_boots_a_copy_of_itself_as_one_of_its_machines() {
-    let env = TestEnv::new();
-    let system = fixture("uefi");
-    let source =
-        Source::make(Path::new(BINARY), &system.root, &system.toplevel, Firmware::Uefi, &env.path(""));
-    let mut vm = Machine::new(source.start()).disk(&source.image).start();
-    vm.wait_shell(BOOT);
-    let copy = "/run/current-system/bin/install-to-dir";
-    vm.long_sh(LONG, &format!("{copy} --yes /var/copy"));
-    let own_id = vm.sh("cat /etc/machine-id");
-    vm.sh(&format!(
-        "tool=$(sed -n 's|^exec \\([^ ]*\\) .*|\\1|p' {copy})
-        systemd-run --quiet --unit box --remain-after-exit \"$tool\" enter --boot /var/copy"
-    ));
-    let up = "until systemctl --machine fixture-uefi is-system-running --wait 2>/dev/null; do
-            systemctl show box --property SubState | grep -q running || { journalctl --unit box; exit 1; }
-            sleep 1
-        done";
-    assert_eq!(vm.long_sh(BOOT, up).lines().last(), Some("running"));
-    assert!(vm.sh("machinectl list").contains("fixture-uefi"));
-    let other_id = vm.sh("cat /var/copy/etc/machine-id");
-    assert!(other_id.len() == 32 && other_id != own_id, "{other_id}");
-
-    vm.sh("machinectl poweroff fixture-uefi");
-    vm.long_sh(BOOT, "while systemctl show box --property SubState | grep -q running; do sleep 1; done");
-    assert_eq!(vm.sh("systemctl show box --property ExecMainStatus"), "ExecMainStatus=0");
-    vm.power_off();
 }
 
 #[test]

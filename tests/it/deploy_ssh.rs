@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::env::{Ran, TestEnv, text};
 use crate::login::{Login, key};
-use crate::machine::{LIMIT, Machine, closure, deployment};
+use crate::machine::{Machine, closure, deployment};
+use crate::vm::BACKSTOP;
 
 /// The words of a deployment of the system `name` to a machine.
 pub fn words(login: &Login, name: &str, more: &[&str]) -> Vec<String> {
@@ -172,7 +173,7 @@ fn wherever_the_near_end_dies_the_machine_has_one_system_or_the_other() {
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + BACKSTOP;
         // What has begun goes on, and is taken back.
         while machine.run("systemctl list-units --all --plain --no-legend 'nixos-install-via-*'").trim() != ""
         {
@@ -192,7 +193,7 @@ fn a_slow_link_that_breaks_in_between_loses_nothing() {
     link.shape(Duration::from_millis(100), Some(200 << 10));
     let env = TestEnv::new();
     let mut child = env.start(words(machine.login(), "b", &[]));
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + BACKSTOP;
     let (begin, _) = link.bytes();
     while link.bytes().0 < begin + (300 << 10) {
         assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "it sends nothing");

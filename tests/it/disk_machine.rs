@@ -41,19 +41,8 @@ impl DiskMachine {
     /// Boots what its boot loader's menu says, and waits until it can be logged in to. `Vm::kill` cuts its power.
     #[track_caller]
     pub fn start(&self) -> (Vm, Login) {
-        self.boot(vm::Machine::start)
-    }
-
-    /// Like [`DiskMachine::start`], beside another machine of the same story.
-    #[track_caller]
-    pub fn start_beside(&self, other: &Vm) -> (Vm, Login) {
-        self.boot(|machine| machine.start_beside(other))
-    }
-
-    #[track_caller]
-    fn boot(&self, start: impl FnOnce(vm::Machine) -> Vm) -> (Vm, Login) {
         let port = free_port();
-        let mut vm = start(vm::Machine::new(Start::Uefi).memory(MEMORY).disk(&self.image).ssh(port));
+        let mut vm = vm::Machine::new(Start::Uefi).memory(MEMORY).disk(&self.image).ssh(port).start();
         vm.wait_shell(BOOT);
         vm.long_sh(BOOT, "systemctl is-system-running --wait");
         // As after a day: no power cut takes the host key, or leaves it empty.

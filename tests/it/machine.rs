@@ -11,13 +11,15 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle, sleep};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::env::{System, fixture, tool};
 use crate::link::Link;
 use crate::login::Login;
+use crate::vm::BACKSTOP;
+use crate::vm::patience::Patience;
 
 const SCRIPT: &str = include_str!("machine.sh");
 const INIT: &str = include_str!("machine-init.sh");
@@ -26,9 +28,9 @@ const SSH: u16 = 22;
 // What a login would set.
 const CLEAN: [&str; 4] = ["-i", "HOME=/root", "PATH=/run/current-system/sw/bin", "LC_ALL=C"];
 
-/// How long anything may take that has to happen.
-pub const LIMIT: Duration = Duration::from_secs(120);
-const GLANCE: Duration = Duration::from_millis(20);
+/// What a machine computes at most for anything that has to happen.
+const LIMIT: Duration = Duration::from_secs(120);
+const POLL: Duration = Duration::from_millis(20);
 
 /// A machine that is on or off; what it wrote is kept while the value lives.
 pub struct Machine {
@@ -38,6 +40,8 @@ pub struct Machine {
 }
 
 struct On {
+    /// Its processes are in a cgroup that this process has made, in a mount namespace of its own.
+    outside: u32,
     kill: Arc<AtomicBool>,
     watcher: JoinHandle<()>,
     login: Login,
@@ -115,14 +119,14 @@ impl Machine {
         let outside = receiver.recv().expect("it starts");
         let link = Link::into_namespace(outside, ADDRESS, SSH);
         let host_key = fs::read_to_string(self.dir.path().join("host-key.pub")).expect("ssh-keygen made it");
-        self.on = Some(On { kill, watcher, login: Login::new(link, &host_key, self.dir.path()) });
+        self.on = Some(On { outside, kill, watcher, login: Login::new(link, &host_key, self.dir.path()) });
         self.wait_up();
     }
 
     /// Waits until systemd has started everything and the machine answers on its console.
     #[track_caller]
     pub fn wait_up(&self) {
-        let deadline = Instant::now() + LIMIT;
+        let patience = self.patience();
         loop {
             let said = self.try_run("systemctl is-system-running");
             let said = String::from_utf8_lossy(&said.stdout).trim().to_owned();
@@ -130,8 +134,8 @@ impl Machine {
                 return;
             }
             assert!(self.is_on(), "the machine ended before it was up:\n{}", self.console());
-            assert!(Instant::now() < deadline, "the machine is not up:\n{}", self.console());
-            sleep(GLANCE);
+            assert_eq!(patience.at_end(), None, "the machine is not up:\n{}", self.console());
+            sleep(POLL);
         }
     }
 
@@ -157,7 +161,7 @@ impl Machine {
         let mut enter = Command::new("timeout");
         enter.args([
             "--signal=KILL",
-            &LIMIT.as_secs().to_string(),
+            &BACKSTOP.as_secs().to_string(),
             "nsenter",
             "--target",
             pid,
@@ -183,6 +187,14 @@ impl Machine {
         self.on.as_ref().is_some_and(|on| !on.watcher.is_finished())
     }
 
+    /// Begins a wait that ends when the machine has computed for long.
+    fn patience(&self) -> Patience<impl Fn() -> Option<Duration> + use<>> {
+        let outside = self.on.as_ref().map_or(0, |on| on.outside);
+        let cgroup = self.dir.path().join(format!("cgroups/machine-{outside}/cpu.stat"));
+        let file = PathBuf::from(format!("/proc/{outside}/root{}", cgroup.display()));
+        Patience::new(LIMIT, move || computed_in(&fs::read_to_string(&file).ok()?))
+    }
+
     /// Reboots it from within, and waits until it is up again with another boot id.
     ///
     /// Meanwhile nobody enters it to ask: what comes from outside is no child of its process 1, which would
@@ -193,10 +205,11 @@ impl Machine {
         let process = || fs::read_to_string(self.pid_file()).expect("it was started");
         let (before, process_before) = (self.run(ID), process());
         self.try_run("systemctl reboot");
-        let deadline = Instant::now() + LIMIT;
+        let patience = self.patience();
         while process() == process_before {
-            assert!(self.is_on() && Instant::now() < deadline, "no reboot:\n{}", self.console());
-            sleep(GLANCE);
+            assert!(self.is_on(), "the machine ended:\n{}", self.console());
+            assert_eq!(patience.at_end(), None, "no reboot:\n{}", self.console());
+            sleep(POLL);
         }
         self.wait_up();
         assert_ne!(self.run(ID), before, "the boot id is as it was");
@@ -206,10 +219,10 @@ impl Machine {
     #[track_caller]
     pub fn power_off(&mut self) {
         self.try_run("systemctl poweroff");
-        let deadline = Instant::now() + LIMIT;
+        let patience = self.patience();
         while self.is_on() {
-            assert!(Instant::now() < deadline, "the machine is still on:\n{}", self.console());
-            sleep(GLANCE);
+            assert_eq!(patience.at_end(), None, "the machine is still on:\n{}", self.console());
+            sleep(POLL);
         }
         self.end();
     }
@@ -263,6 +276,26 @@ impl Drop for Machine {
     }
 }
 
+/// Reads the processor time of a cgroup, with all that are below it and all processes that have ended.
+fn computed_in(stat: &str) -> Option<Duration> {
+    let line = stat.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
+    Some(Duration::from_micros(line.parse().ok()?))
+}
+
+#[test]
+fn a_machine_s_processor_time_is_known() {
+    assert_eq!(computed_in("usage_usec 2500000\nuser_usec 1\n"), Some(Duration::from_millis(2500)));
+    assert_eq!(computed_in(""), None);
+    let machine = Machine::booted();
+    let patience = machine.patience();
+    assert_eq!(patience.at_end(), None);
+    // Its boot counts, and what it does.
+    assert!(patience.computed().expect("it is on") > Duration::ZERO);
+    let before = patience.computed();
+    machine.run("for _ in $(seq 20000); do :; done");
+    assert!(patience.computed() > before);
+}
+
 /// Waits for the machine's end, and brings it about when told so.
 fn watch(mut script: Child, kill: &AtomicBool, pid_file: &Path) {
     let mut killed = String::new();
@@ -275,6 +308,6 @@ fn watch(mut script: Child, kill: &AtomicBool, pid_file: &Path) {
             Command::new("kill").args(["-KILL", pid.trim()]).stderr(Stdio::null()).status().ok();
             killed = pid;
         }
-        sleep(GLANCE);
+        sleep(POLL);
     }
 }

@@ -1,15 +1,16 @@
 //! The machines that deployments are tested with are what they are taken for: real Nix, real systemd, real cables.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
-use std::sync::Mutex;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::env::System;
 use crate::login::Login;
-use crate::machine::{LIMIT, Machine, closure, deployment};
+use crate::machine::{Machine, closure, deployment};
 use crate::real_nix;
+use crate::vm::BACKSTOP;
 
 fn text(output: &Output) -> String {
     String::from_utf8_lossy(&[output.stdout.as_slice(), &output.stderr].concat()).into_owned()
@@ -23,11 +24,11 @@ fn send(login: &Login, name: &str) {
 
 fn try_send(login: &Login, name: &str) -> Result<(), String> {
     // Nix writes into the root it reads from, and fails when two begin with that.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let turn = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let (system, own) = (deployment(name), closure("a"));
     let missing = closure(name).into_iter().filter(|path| !own.contains(path));
     let store = format!("local?root={}", system.root.display());
+    let turn = File::create(system.root.with_extension("lock")).expect("it is beside the build");
+    turn.lock().expect("files can be locked");
     let mut export = Command::new("nix-store");
     export.env("NIX_CONFIG", real_nix::CONFIG).args(["--store", &store, "--export"]).args(missing);
     let export = export.output().expect("there is nix-store");
@@ -63,7 +64,7 @@ fn state(machine: &Machine) -> String {
 
 #[track_caller]
 fn wait_until(what: &str, happens: impl Fn() -> bool) {
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + BACKSTOP;
     while !happens() {
         assert!(Instant::now() < deadline, "{what} did not happen");
         sleep(Duration::from_millis(100));

@@ -1,65 +1,42 @@
-//! Virtual machines: QEMU without KVM, a serial log to wait on, and a shell on `/dev/hvc0`.
+//! Virtual machines: QEMU without KVM, a serial log to wait on, and an agent that runs scripts.
 //!
-//! Every wait has a deadline and every machine a longest life, so that a guest that hangs fails one
-//! test and stops no other. The machine ends with the value, and with this process if it is killed.
+//! Every wait has an end, which counts what the machine computes, so that a guest that hangs fails one
+//! test, and a busy host none. The machine ends with the value, and with this process if it is killed.
 //! The demo uses this file too.
+
+#[path = "vm/agent.rs"]
+mod agent;
+#[path = "patience.rs"]
+pub mod patience;
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write, stderr};
 use std::net::Shutdown;
-use std::num::NonZero;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
+use self::agent::{Agent, PORT, Reply};
+pub use self::patience::{BACKSTOP, BOOT, LONG, QUICK};
+use self::patience::{Patience, computed_by};
+
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
-
-// Emulated machines boot in 15 to 30 seconds, and in twice that beside another one.
-pub const BOOT: Duration = Duration::from_secs(240);
-pub const QUICK: Duration = Duration::from_secs(60);
-pub const LONG: Duration = Duration::from_secs(600);
-const LONGEST_LIFE: Duration = Duration::from_secs(1500);
 
 // No vector instructions but the oldest: emulated, they are slower than what programs do without them.
 const CPU: &str = "qemu64";
 
-const GLANCE: Duration = Duration::from_millis(50);
+const POLL: Duration = Duration::from_millis(50);
+// A question is lost if the agent that took it was about to end; asking again costs nothing.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
 const LINES_OF_A_FAILURE: usize = 60;
-
-// What an emulated machine does keeps about one core busy. With more machines than cores, stories take as long as one
-// after the other, but miss their deadlines.
-static STORIES: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
-
-/// The leave of one story to have machines.
-struct Turn;
-
-impl Turn {
-    fn wait() -> Turn {
-        let cores = thread::available_parallelism().map_or(1, NonZero::get);
-        let mut stories = STORIES.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while *stories >= cores {
-            stories = STORIES.1.wait(stories).unwrap_or_else(PoisonError::into_inner);
-        }
-        *stories += 1;
-        Turn
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        *STORIES.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        STORIES.1.notify_one();
-    }
-}
 
 /// What the machine starts.
 pub enum Start {
@@ -186,8 +163,9 @@ impl Machine {
             serial_socket(dir).display(),
             serial_log(dir).display()
         ));
-        qemu.args(["-device", "virtio-serial-pci", "-device", "virtconsole,chardev=shell", "-chardev"]);
-        qemu.arg(format!("socket,id=shell,server=on,wait=off,path={}", shell_socket(dir).display()));
+        qemu.args(["-device", "virtio-serial-pci", "-chardev"]);
+        qemu.arg(format!("socket,id=agent,server=on,wait=off,path={}", agent_socket(dir).display()));
+        qemu.args(["-device", &format!("virtserialport,chardev=agent,name={PORT}")]);
         qemu.arg("-qmp").arg(format!("unix:{},server=on,wait=off", monitor_socket(dir).display()));
         match &self.start {
             Start::Bios => {}
@@ -212,21 +190,10 @@ impl Machine {
         Ok(qemu)
     }
 
-    /// Starts the machine, once few enough stories have one.
+    /// Starts the machine.
     pub fn start(self) -> Vm {
-        Vm::start(&self, Rc::new(Turn::wait())).expect("QEMU starts")
+        Vm::start(&self).expect("QEMU starts")
     }
-
-    /// Starts the machine beside another one of the same story.
-    pub fn start_beside(self, other: &Vm) -> Vm {
-        Vm::start(&self, other.turn.clone()).expect("QEMU starts")
-    }
-}
-
-/// A number that marks what is said to a machine, for what was said before may still come.
-fn next_number() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 fn serial_log(dir: &Path) -> PathBuf {
@@ -237,8 +204,8 @@ fn serial_socket(dir: &Path) -> PathBuf {
     dir.join("serial-socket")
 }
 
-fn shell_socket(dir: &Path) -> PathBuf {
-    dir.join("shell")
+fn agent_socket(dir: &Path) -> PathBuf {
+    dir.join("agent")
 }
 
 fn monitor_socket(dir: &Path) -> PathBuf {
@@ -248,30 +215,57 @@ fn monitor_socket(dir: &Path) -> PathBuf {
 /// A running machine.
 pub struct Vm {
     dir: TempDir,
-    shell: Option<UnixStream>,
-    kill: Arc<AtomicBool>,
-    ended: Arc<Mutex<Option<ExitStatus>>>,
+    agent: Option<Agent>,
+    qemu: Arc<Qemu>,
     watcher: Option<JoinHandle<()>>,
-    turn: Rc<Turn>,
+}
+
+/// The process, as its watcher and those who wait for it see it.
+#[derive(Default)]
+struct Qemu {
+    pid: AtomicU32,
+    kill: AtomicBool,
+    ended: Mutex<Option<ExitStatus>>,
 }
 
 impl Vm {
-    fn start(machine: &Machine, turn: Rc<Turn>) -> Result<Vm> {
+    fn start(machine: &Machine) -> Result<Vm> {
         let dir = tempfile::Builder::new().prefix("vm-").tempdir().context("making a directory for QEMU")?;
         File::create(serial_log(dir.path()))?;
         let mut command = machine.command(dir.path())?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(dir.path().join("qemu"))?);
-        let kill = Arc::new(AtomicBool::new(false));
-        let ended = Arc::new(Mutex::new(None));
+        let qemu = Arc::new(Qemu::default());
         // A thread of its own starts it and stays, because the death signal goes by threads.
         let watcher = thread::spawn({
-            let (kill, ended) = (kill.clone(), ended.clone());
+            let qemu = qemu.clone();
             move || {
-                let status = command.spawn().and_then(|child| watch(child, &kill));
-                *ended.lock().unwrap() = Some(status.expect("QEMU can be waited for"));
+                let status = command.spawn().and_then(|child| watch(child, &qemu));
+                *qemu.ended.lock().unwrap() = Some(status.expect("QEMU can be waited for"));
             }
         });
-        Ok(Vm { dir, shell: None, kill, ended, watcher: Some(watcher), turn })
+        let mut vm = Vm { dir, agent: None, qemu, watcher: Some(watcher) };
+        vm.agent = Some(vm.connect()?);
+        Ok(vm)
+    }
+
+    /// Connects to where the agent will be, before the machine can ask whether somebody is there.
+    fn connect(&self) -> Result<Agent> {
+        let patience = self.patience(QUICK);
+        loop {
+            match Agent::connect(&agent_socket(self.dir.path())) {
+                Ok(agent) => return Ok(agent),
+                Err(error) if self.has_ended() || patience.at_end().is_some() => {
+                    return Err(error.context(self.complaint()).context("connecting to QEMU"));
+                }
+                Err(_) => sleep(POLL),
+            }
+        }
+    }
+
+    /// Begins a wait that ends when the machine has computed for so long.
+    fn patience(&self, limit: Duration) -> Patience<impl Fn() -> Option<Duration> + use<>> {
+        let qemu = self.qemu.clone();
+        Patience::new(limit, move || computed_by(qemu.pid.load(Ordering::Relaxed)))
     }
 
     /// What the serial port said so far.
@@ -292,7 +286,7 @@ impl Vm {
 
     /// Like [`Vm::try_wait_serial`], behind the first `heard` bytes of what was said; returns where `marker` ends.
     pub fn try_wait_serial_behind(&self, heard: usize, marker: &str, limit: Duration) -> Result<usize> {
-        let deadline = Instant::now() + limit;
+        let patience = self.patience(limit);
         let find = || {
             let start = self.serial().get(heard..)?.find(marker)?;
             Some(heard + start + marker.len())
@@ -306,10 +300,10 @@ impl Vm {
             if ended {
                 bail!("the machine ended before it said {marker:?}: {}", self.complaint());
             }
-            if Instant::now() > deadline {
-                bail!("the machine did not say {marker:?} in {} s", limit.as_secs());
+            if let Some(end) = patience.at_end() {
+                bail!("the machine did not say {marker:?} {end}");
             }
-            sleep(GLANCE);
+            sleep(POLL);
         }
     }
 
@@ -318,7 +312,7 @@ impl Vm {
     pub fn type_serial(&self, line: &str) {
         let enter = || -> Result<()> {
             let mut port = UnixStream::connect(serial_socket(self.dir.path()))?;
-            port.set_read_timeout(Some(QUICK))?;
+            port.set_read_timeout(Some(BACKSTOP))?;
             port.write_all(format!("{line}\n").as_bytes())?;
             // QEMU hangs up once it has read all that. Before, we must not: what is left would be lost.
             port.shutdown(Shutdown::Write)?;
@@ -328,35 +322,30 @@ impl Vm {
         enter().unwrap_or_else(|error| panic!("typing at the serial port: {error:#}: {}", self.complaint()));
     }
 
-    /// Waits for the shell on `/dev/hvc0`.
+    /// Waits until the machine runs scripts.
     #[track_caller]
     pub fn wait_shell(&mut self, limit: Duration) {
-        let deadline = Instant::now() + limit;
-        // What is written before the shell listens is lost, any part of a line, so it is asked again and again. A terminal
-        // that nobody reads holds 4 KiB and is slow to recover from more, hence the few words, and they leave the shell
-        // nothing to wait for however they are cut, as half of a quotation would.
-        let greeting = format!("up-{}-", next_number());
-        let question = format!("echo {greeting}$$\n");
-        let answered = |heard: &[u8]| {
-            let heard = String::from_utf8_lossy(heard);
-            heard.split(&greeting).skip(1).any(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
-        };
-        let mut heard = Vec::new();
-        loop {
-            let patience = Instant::now() + Duration::from_secs(2);
-            if self.send(question.as_bytes()).is_err() {
-                sleep(GLANCE);
-            } else {
-                while let Ok(more) = self.receive(patience) {
-                    heard.extend(more);
-                    if answered(&heard) {
-                        return;
-                    }
-                }
+        self.try_wait_shell(limit).unwrap_or_else(|error| panic!("{error:#}: {}", self.complaint()));
+    }
+
+    fn try_wait_shell(&mut self, limit: Duration) -> Result<()> {
+        let patience = self.patience(limit);
+        let first = self.agent().ping()?;
+        let mut asked = Instant::now();
+        while self.agent().reply(first)?.is_none() {
+            if let Some(end) = patience.at_end() {
+                bail!("no agent answered {end}");
             }
-            assert!(!self.has_ended(), "the machine ended before its shell came: {}", self.complaint());
-            assert!(Instant::now() < deadline, "no shell on hvc0 within {} s", limit.as_secs());
+            if asked.elapsed() > PING_INTERVAL {
+                self.agent().ping()?;
+                asked = Instant::now();
+            }
         }
+        Ok(())
+    }
+
+    fn agent(&mut self) -> &mut Agent {
+        self.agent.as_mut().expect("a machine that has started has one")
     }
 
     /// Runs a shell script in the machine and returns its status and what it printed.
@@ -379,76 +368,26 @@ impl Vm {
         output
     }
 
-    /// Frames the script by markers that occur nowhere else, not even in an echo of the script.
     fn try_sh(&mut self, script: &str, limit: Duration) -> Result<(i32, String)> {
-        let number = next_number();
-        let (begin, end) = (format!("begin-{number}-of-script\n"), format!("\nend-{number}-of-script "));
-        let framed = format!(
-            "echo begin-'{number}'-of-script; ( {script}\n) </dev/null 2>&1; status=$?; echo; echo end-'{number}'-of-script $status.\n"
-        );
-        self.send(framed.as_bytes())?;
-        let deadline = Instant::now() + limit;
-        let mut heard = Vec::new();
-        loop {
-            let more = self.receive(deadline).with_context(|| {
-                format!(
-                    "running `{script}` in the machine, which had said:\n{}",
-                    String::from_utf8_lossy(&heard)
-                )
-            })?;
-            heard.extend(more.into_iter().filter(|&byte| byte != b'\r'));
-            let text = String::from_utf8_lossy(&heard);
-            let Some((_, rest)) = text.split_once(&begin) else { continue };
-            let rest = format!("\n{rest}");
-            let Some((output, status)) = rest.split_once(&end) else { continue };
-            let Some((status, _)) = status.split_once('.') else { continue };
-            let status = status.parse().with_context(|| format!("reading the status {status:?}"))?;
-            return Ok((status, output.trim_matches('\n').to_owned()));
-        }
+        let patience = self.patience(limit);
+        let (status, output) = self.reply_to(script, &patience).with_context(|| {
+            format!("running `{script}` in the machine, which had said:\n{}", self.agent().unfinished())
+        })?;
+        Ok((status, String::from_utf8_lossy(&output).trim_matches('\n').to_owned()))
     }
 
-    fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        if self.shell.is_none() {
-            let deadline = Instant::now() + QUICK;
-            let stream = loop {
-                match UnixStream::connect(shell_socket(self.dir.path())) {
-                    Ok(stream) => break stream,
-                    Err(_) if Instant::now() < deadline && !self.has_ended() => sleep(GLANCE),
-                    Err(error) => bail!("connecting to the machine's shell: {error}: {}", self.complaint()),
-                }
-            };
-            stream.set_read_timeout(Some(GLANCE))?;
-            stream.set_write_timeout(Some(QUICK))?;
-            self.shell = Some(stream);
-        }
-        let shell = self.shell.as_mut().expect("it was just connected");
-        // The guest's line discipline drops what it cannot hold, so a long script goes in pieces.
-        for piece in bytes.chunks(512) {
-            shell.write_all(piece).context("writing to the machine's shell")?;
-            sleep(Duration::from_millis(5));
-        }
-        Ok(())
-    }
-
-    fn receive(&mut self, deadline: Instant) -> Result<Vec<u8>> {
-        let mut buffer = [0; 4096];
-        let shell = self.shell.as_mut().expect("a script was sent");
+    fn reply_to(
+        &mut self,
+        script: &str,
+        patience: &Patience<impl Fn() -> Option<Duration>>,
+    ) -> Result<Reply> {
+        let number = self.agent().run(script)?;
         loop {
-            match shell.read(&mut buffer) {
-                Ok(0) => bail!("the machine ended"),
-                Ok(count) => return Ok(buffer[..count].to_vec()),
-                // A read with a time limit is interrupted when this process is stopped and goes on.
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-                    ) =>
-                {
-                    if Instant::now() > deadline {
-                        bail!("no answer in time");
-                    }
-                }
-                Err(error) => return Err(error).context("reading from the machine's shell"),
+            if let Some(reply) = self.agent().reply(number)? {
+                return Ok(reply);
+            }
+            if let Some(end) = patience.at_end() {
+                bail!("no answer {end}");
             }
         }
     }
@@ -464,7 +403,7 @@ impl Vm {
     fn monitor(&self, command: &str) {
         let say = || -> Result<()> {
             let mut monitor = UnixStream::connect(monitor_socket(self.dir.path()))?;
-            monitor.set_read_timeout(Some(QUICK))?;
+            monitor.set_read_timeout(Some(BACKSTOP))?;
             let line = format!("{{\"execute\":\"qmp_capabilities\"}}{{\"execute\":\"{command}\"}}");
             monitor.write_all(line.as_bytes())?;
             let mut heard = String::new();
@@ -492,7 +431,8 @@ impl Vm {
     /// Powers the machine off from within, without stopping its services, and waits until it is off.
     #[track_caller]
     pub fn power_off(mut self) {
-        self.send(b"sync; echo o >/proc/sysrq-trigger; poweroff -f\n")
+        self.agent()
+            .run("sync; echo o >/proc/sysrq-trigger; poweroff -f")
             .unwrap_or_else(|error| panic!("{error:#}"));
         self.wait_off(QUICK);
     }
@@ -500,15 +440,17 @@ impl Vm {
     /// Waits until the machine is off.
     #[track_caller]
     pub fn wait_off(&self, limit: Duration) {
-        let deadline = Instant::now() + limit;
+        let patience = self.patience(limit);
         while !self.has_ended() {
-            assert!(Instant::now() < deadline, "the machine is still on after {} s", limit.as_secs());
-            sleep(GLANCE);
+            if let Some(end) = patience.at_end() {
+                panic!("the machine did not go off {end}");
+            }
+            sleep(POLL);
         }
     }
 
     pub fn has_ended(&self) -> bool {
-        self.ended.lock().unwrap().is_some()
+        self.qemu.ended.lock().unwrap().is_some()
     }
 
     fn complaint(&self) -> String {
@@ -516,25 +458,25 @@ impl Vm {
     }
 
     fn end(&mut self) {
-        self.kill.store(true, Ordering::Relaxed);
+        self.qemu.kill.store(true, Ordering::Relaxed);
         if let Some(watcher) = self.watcher.take() {
             watcher.join().ok();
         }
     }
 }
 
-/// Waits for the machine's end, and brings it about when told so or when it lived too long.
-fn watch(mut qemu: Child, kill: &AtomicBool) -> std::io::Result<ExitStatus> {
-    let deadline = Instant::now() + LONGEST_LIFE;
+/// Waits for the machine's end, and brings it about when told so.
+fn watch(mut child: Child, qemu: &Qemu) -> std::io::Result<ExitStatus> {
+    qemu.pid.store(child.id(), Ordering::Relaxed);
     loop {
-        if let Some(status) = qemu.try_wait()? {
+        if let Some(status) = child.try_wait()? {
             return Ok(status);
         }
-        if kill.load(Ordering::Relaxed) || Instant::now() > deadline {
-            qemu.kill()?;
-            return qemu.wait();
+        if qemu.kill.load(Ordering::Relaxed) {
+            child.kill()?;
+            return child.wait();
         }
-        sleep(GLANCE);
+        sleep(POLL);
     }
 }
 

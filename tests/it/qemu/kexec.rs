@@ -37,12 +37,12 @@ echo "came by: ${came:-firmware}."
 case $came in
 '') next=file ;;
 file) next=segments ;;
-*) NEXT=nowhere /program --exact kexec::the_guest_s_side --ignored --nocapture; echo "refusals: $?." ;;
+*) NEXT=nowhere /program --exact qemu::kexec::the_guest_s_side --ignored --nocapture; echo "refusals: $?." ;;
 esac
 if [ "$next" ]; then
     # Somebody still writes when the machine jumps.
     (echo "before $next" && exec sleep 1000) >"/disk/before-$next" &
-    NEXT=$next RUST_BACKTRACE=0 /program --exact kexec::the_guest_s_side --ignored --nocapture
+    NEXT=$next RUST_BACKTRACE=0 /program --exact qemu::kexec::the_guest_s_side --ignored --nocapture
     echo "the jump failed"
 fi
 poweroff -f

@@ -11,8 +11,8 @@ use crate::deploy_ssh::{assert_undamaged, deploy_to_all, words};
 use crate::disk_machine::DiskMachine;
 use crate::env::{Ran, TestEnv};
 use crate::login::Login;
-use crate::machine::{LIMIT, deployment};
-use crate::vm::{LONG, Vm};
+use crate::machine::deployment;
+use crate::vm::{BACKSTOP, LONG, Vm};
 
 // An emulated machine on a busy core answers slowly; nothing here waits for this to pass.
 const PATIENCE: [&str; 2] = ["--confirm-timeout", "600"];
@@ -68,8 +68,8 @@ fn of_three_machines_two_get_a_system_and_the_dead_one_when_it_is_back() {
     let (second, third) = (first.twin(), first.twin());
     // One after the other, for each keeps a core busy while it boots.
     let (mut one, login_of_one) = first.start();
-    let (mut two, login_of_two) = second.start_beside(&one);
-    let (dead, login_of_dead) = third.start_beside(&one);
+    let (mut two, login_of_two) = second.start();
+    let (dead, login_of_dead) = third.start();
     dead.kill();
     let deploy = |login_of_dead: &Login| {
         let ran = deploy_to_all(&[&login_of_one, login_of_dead, &login_of_two], "b", &PATIENCE);
@@ -91,7 +91,7 @@ fn of_three_machines_two_get_a_system_and_the_dead_one_when_it_is_back() {
     }
 
     // It knows nothing of all that.
-    let (back, login_of_dead) = third.start_beside(&one);
+    let (back, login_of_dead) = third.start();
     assert_answers(&login_of_dead, "a");
     let (ran, rows) = deploy(&login_of_dead);
     let ran = ran.ok();
@@ -131,7 +131,7 @@ fn whenever_the_power_of_the_machine_fails_it_boots_one_system_or_the_other() {
         let said = lines.find(|line| line.contains(moment));
         if moment == "\"start\"" {
             let (before, _) = login.link.bytes();
-            let deadline = Instant::now() + LIMIT;
+            let deadline = Instant::now() + BACKSTOP;
             while login.link.bytes().0 < before + (200 << 10) && Instant::now() < deadline {
                 sleep(Duration::from_millis(20));
             }

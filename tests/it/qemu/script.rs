@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use crate::clone::{assert_a_whole_system, assert_an_esp_of};
 use crate::env::{BINARY, TestEnv, digest, fixture};
+use crate::qemu::clone::{assert_a_whole_system, assert_an_esp_of};
 use crate::source::{Firmware, Source, boot_area, esp};
 use crate::vm::{BOOT, LONG, Machine, QUICK, Start};
 

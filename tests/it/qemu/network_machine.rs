@@ -3,14 +3,13 @@
 //! The machine has this test's own binary, `ip` and busybox, in an initrd.
 
 use std::path::Path;
-use std::time::Duration;
 
 use crate::env::{TestEnv, fixture};
 use crate::initrd::Initrd;
 use crate::network::COMPLETE;
+use crate::vm::LONG;
 
 const MODULES: [&str; 5] = ["bonding", "8021q", "veth", "dummy", "bridge"];
-const LIMIT: Duration = Duration::from_secs(900);
 const ENDED: &str = "the stories ended with";
 
 #[test]
@@ -28,8 +27,8 @@ fn bonds_and_vlans_under_a_kernel_that_has_them() {
         poweroff -f\n"
     );
     let machine = initrd.machine(&script).start();
-    machine.wait_serial(ENDED, LIMIT);
-    machine.wait_off(LIMIT);
+    machine.wait_serial(ENDED, LONG);
+    machine.wait_off(LONG);
     let serial = machine.serial();
     assert!(serial.contains(&format!("{ENDED} 0.")), "{serial}");
     assert!(!serial.contains("left out"), "{serial}");

@@ -7,8 +7,8 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::clone::assert_the_store_is_whole;
 use crate::env::{BINARY, TestEnv, fixture, holds};
+use crate::qemu::clone::assert_the_store_is_whole;
 use crate::source::{Firmware, Source};
 use crate::vm::{BOOT, LONG, Machine, QUICK, Start, Vm};
 

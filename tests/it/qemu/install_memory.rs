@@ -6,11 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::clone;
 use crate::env::{Ran, System, TestEnv, digest, fixture, text, tool};
 use crate::initrd::Initrd;
 use crate::link::{Link, free_port};
 use crate::login::{self, Login};
+use crate::qemu::clone;
 use crate::vm::{BOOT, LONG, Machine, Start, Vm};
 
 const MODULES: [&str; 8] =

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::clone::assert_a_whole_system;
 use crate::env::{BINARY, TestEnv, digest, fixture};
+use crate::qemu::clone::assert_a_whole_system;
 use crate::source::{Firmware, Source, is_bootable};
 use crate::vm::{BOOT, LONG, Machine, Start};
 

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
-use crate::clone_luks::{ODD, PROMPT};
 use crate::debian::{BY_KEY, Firmware, Hardware};
 use crate::env::{Ran, TestEnv, holds, text};
-use crate::install_vm::{PATIENCE, Story};
+use crate::qemu::clone_luks::{ODD, PROMPT};
+use crate::qemu::install::{PATIENCE, Story};
 use crate::vm::LONG;
 
 /// The passphrase, which nothing else in the world says.
