@@ -10,17 +10,19 @@ FIXTURES := build/fixture/uefi/toplevel build/fixture/bios/toplevel build/fixtur
 ANSIBLE := build/ansible/installed
 DEBIAN := build/debian/uefi.img build/debian/bios.img
 
-# One more than there are cores, for many tests mostly wait. No more stories have machines than there are cores.
-TEST_THREADS := $(shell echo $$(($$(nproc) + 1)))
+# Of the test runner, where there is none: the last one that is content with this project's oldest Rust.
+NEXTEST := 0.9.128
+# Twice the cores, for many tests mostly wait. No more stories have machines than there are cores.
+RUN_TESTS := tests/run.sh --workspace --test-threads $(shell echo $$(($$(nproc) * 2)))
 
 # The tests attach loop devices and own store paths as root does; Debian keeps their tools in sbin.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-export PATH := $(PATH):/usr/sbin:/sbin
+export PATH := $(PATH):/usr/sbin:/sbin:$(CURDIR)/build/tools/bin
 ifneq ($(SUDO),)
 export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: help build demo test tests-built test-module bench lint clean
+.PHONY: help build demo test check tests-built nextest test-module bench lint clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -33,15 +35,25 @@ demo: build build/fixture/uefi/toplevel ## Clone a running system in a virtual m
 	$(SUDO) env KEEP=$(KEEP) target/debug/examples/demo
 
 # Debian first: it needs nothing of what is built here, and the network is slower than any core.
-test: $(DEBIAN) build tests-built $(FIXTURES) $(ANSIBLE) ## Run every test, virtual machines included
+test: $(DEBIAN) build tests-built $(FIXTURES) $(ANSIBLE) nextest ## Run every test, virtual machines included (ONLY=PATTERN: those whose names contain it)
 	tests/needs.sh tests/packages/test
-	RUST_TEST_THREADS=$(TEST_THREADS) cargo test --workspace
-	BINARY=$(BINARY) tests/module/run.sh
+	$(RUN_TESTS) $(ONLY)
+	$(if $(ONLY),,BINARY=$(BINARY) tests/module/run.sh)
+
+check: build tests-built $(FIXTURES) $(ANSIBLE) nextest ## Run the tests that take no virtual machine
+	tests/needs.sh tests/packages/test
+	$(RUN_TESTS) --filterset 'not test(/^qemu::/)'
 
 # While the release binary is linked, the other cores have something to do.
-tests-built:
+tests-built: nextest
 	tests/needs.sh tests/packages/build tests/packages/test
-	cargo test --workspace --no-run
+	cargo nextest run --workspace --no-run
+
+nextest:
+	@tests/needs.sh tests/packages/build
+	@cargo nextest --version >/dev/null 2>&1 || { \
+		echo 'nextest: building cargo-nextest $(NEXTEST) from crates.io, once' >&2; \
+		cargo install --quiet --locked --root build/tools cargo-nextest@$(NEXTEST) --no-default-features --features default-no-update; }
 
 test-module: build ## Evaluate the NixOS module in every case (NIXPKGS=DIR: with that nixpkgs' lib)
 	tests/needs.sh tests/packages/test

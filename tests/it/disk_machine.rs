@@ -8,6 +8,7 @@ use crate::env::{BINARY, TestEnv, text, tool};
 use crate::link::{Link, free_port};
 use crate::login::Login;
 use crate::machine::deployment;
+use crate::mounted_root::assert_undamaged;
 use crate::source::{Firmware, Source};
 use crate::vm::{self, BOOT, Start, Vm};
 
@@ -27,6 +28,12 @@ impl DiskMachine {
         let source =
             Source::make(Path::new(BINARY), &system.root, &system.toplevel, Firmware::UefiLoader, &work);
         DiskMachine { image: source.image, env }
+    }
+
+    /// Nothing is wrong with its store, by the word of real Nix. The machine is off.
+    #[track_caller]
+    pub fn assert_undamaged(&self) {
+        assert_undamaged(&self.env, &self.image);
     }
 
     /// Another machine, whose disk is what this one's is now.

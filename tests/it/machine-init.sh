@@ -1,6 +1,7 @@
 #!/bin/sh
 # Becomes process 1 of a machine, in namespaces of its own: machine-init.sh DIR ROOT INIT.
 set -eu
+umask 022
 dir=$1 root=$2 init=$3
 : > "$dir/begun"
 

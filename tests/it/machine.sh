@@ -5,13 +5,16 @@
 # the paths that DIR/closure names, and gives it a database and a profile; `run` starts what the default entry of the boot loader in
 # DIR/boot names, again and again until it powers itself off.
 set -eu
+umask 022
 action=$1 dir=$2 store=$3
 root=$dir/root
-mkdir -p "$root/nix/store" "$dir/upper" "$dir/work" "$dir/boot"
+mkdir -p "$root/nix/store" "$dir/store" "$dir/upper" "$dir/work" "$dir/boot"
 mount --make-rprivate /
 mount --bind "$root" "$root"
-# Directories of the store are renamed by a garbage collection.
-mount -t overlay -o "redirect_dir=on,lowerdir=$store,upperdir=$dir/upper,workdir=$dir/work" overlay "$root/nix/store"
+mount --bind "$store" "$dir/store"
+# Directories of the store are renamed by a garbage collection. Names from here hold nothing that would end an option.
+cd "$dir"
+mount -t overlay -o redirect_dir=on,lowerdir=store,upperdir=upper,workdir=work overlay root/nix/store
 
 # What an installation leaves; of the boot loader its menu, and the file that says it is there.
 make() {

@@ -24,6 +24,7 @@ mod login;
 mod machine;
 mod machines;
 mod modules;
+mod mounted_root;
 mod network;
 mod qemu;
 mod readme;

@@ -36,6 +36,8 @@ const CPU: &str = "qemu64";
 const POLL: Duration = Duration::from_millis(50);
 // A question is lost if the agent that took it was about to end; asking again costs nothing.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
+// The name of a socket has at most 107 bytes, and TMPDIR may be any.
+const SOCKETS: &str = "/tmp";
 const LINES_OF_A_FAILURE: usize = 60;
 
 /// What the machine starts.
@@ -142,7 +144,7 @@ impl Machine {
         let number = self.disks.len();
         self.disks.push(format!(
             "if=none,id=disk{number},format=raw,cache=unsafe,file={}{options}",
-            image.display()
+            option_value(image)
         ));
         self
     }
@@ -196,6 +198,11 @@ impl Machine {
     }
 }
 
+/// A path as the value of one of QEMU's options, which end at a comma.
+fn option_value(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
 fn serial_log(dir: &Path) -> PathBuf {
     dir.join("serial")
 }
@@ -230,7 +237,8 @@ struct Qemu {
 
 impl Vm {
     fn start(machine: &Machine) -> Result<Vm> {
-        let dir = tempfile::Builder::new().prefix("vm-").tempdir().context("making a directory for QEMU")?;
+        let dir = tempfile::Builder::new().prefix("vm-").tempdir_in(SOCKETS);
+        let dir = dir.context("making a directory for QEMU")?;
         File::create(serial_log(dir.path()))?;
         let mut command = machine.command(dir.path())?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(dir.path().join("qemu"))?);
@@ -499,7 +507,7 @@ impl Drop for Vm {
 pub fn command_to_play(image: &Path) -> String {
     format!(
         "qemu-system-x86_64 -machine q35 -cpu max -m 1024 -nographic -drive if=pflash,format=raw,readonly=on,file={OVMF_CODE} \\\n    \
-         -drive if=pflash,format=raw,snapshot=on,file={OVMF_VARS} -drive if=virtio,format=raw,file={}",
-        image.display()
+         -drive if=pflash,format=raw,snapshot=on,file={OVMF_VARS} -drive 'if=virtio,format=raw,file={}'",
+        option_value(image)
     )
 }

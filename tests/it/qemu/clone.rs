@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::env::{BINARY, TestEnv, digest, fixture};
-use crate::real_nix;
+use crate::mounted_root::assert_is_the_fixture;
 use crate::source::{Firmware, Source, boot_area};
 use crate::vm::{BOOT, LONG, Machine, QUICK, Start, Vm};
 
@@ -58,9 +58,10 @@ fn clone(variant: &str, firmware: Firmware, start: Start, look: impl FnOnce(&mut
     assert_a_whole_system(&mut clone, variant, &own_id);
     look(&mut clone, &system.toplevel);
     clone.power_off();
+    assert_is_the_fixture(&env, &target, variant);
 }
 
-/// The checks that a machine which merely boots would fail.
+/// The checks that a machine which merely boots would fail; [`assert_is_the_fixture`] looks at its store once it is off.
 #[track_caller]
 pub fn assert_a_whole_system(clone: &mut Vm, variant: &str, own_id: &str) {
     let system = fixture(variant);
@@ -74,24 +75,6 @@ pub fn assert_a_whole_system(clone: &mut Vm, variant: &str, own_id: &str) {
     assert_eq!(clone.sh("findmnt --noheadings --output LABEL --mountpoint /"), "nixos");
     let id = clone.sh("cat /etc/machine-id");
     assert!(id.len() == 32 && id != own_id, "the machine's id is {id:?}, the source's {own_id:?}");
-    assert_the_store_is_whole(clone, variant);
-}
-
-/// The store and its database are those of a fixture, and real Nix is content with them.
-#[track_caller]
-pub fn assert_the_store_is_whole(clone: &mut Vm, variant: &str) {
-    let system = fixture(variant);
-    let toplevel = &system.toplevel;
-    assert_eq!(clone.sh("stat --format '%a %u %g' /nix/store"), "1775 0 30000");
-    let closure = real_nix::closure(&system.root, toplevel).join("\n");
-    let listed = clone.sh("ls -A /nix/store | grep -vx .links | sed 's|^|/nix/store/|' | LC_ALL=C sort");
-    assert_eq!(listed, closure, "the store directory");
-    assert_eq!(clone.sh("nix-store --query --requisites /run/current-system | LC_ALL=C sort"), closure);
-    let wrong = clone.long_sh(LONG, "find /nix/store -mindepth 1 -path /nix/store/.links -prune -o '(' ! -uid 0 -o ! -gid 0 -o -newermt @1 -o -type d ! -perm 555 -o -type f ! -perm 444 ! -perm 555 ')' -print");
-    assert_eq!(wrong, "", "these are not as Nix has them");
-    let (status, words) = clone.sh_within(LONG, "nix-store --verify --check-contents");
-    let complaint = ["error", "modified", "disappeared", "missing"].iter().any(|word| words.contains(word));
-    assert!(status == 0 && !complaint, "nix-store --verify ended with {status}: {words}");
 }
 
 /// What systemd-boot starts this system by.

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use crate::env::{TestEnv, fixture};
 use crate::image::{still_attached, wait_until};
+use crate::mounted_root::assert_is_the_fixture;
 use crate::qemu::clone::assert_a_whole_system;
 use crate::vm::{BOOT, Machine, Start};
 
@@ -37,4 +38,5 @@ fn an_image_made_here_after_one_that_was_killed_boots_on_bios() {
     machine.wait_shell(BOOT);
     assert_a_whole_system(&mut machine, "bios", "");
     machine.power_off();
+    assert_is_the_fixture(&env, &env.path("disk.img"), "bios");
 }

@@ -10,6 +10,7 @@ use crate::env::{Ran, System, TestEnv, digest, fixture, text, tool};
 use crate::initrd::Initrd;
 use crate::link::{Link, free_port};
 use crate::login::{self, Login};
+use crate::mounted_root::assert_is_the_fixture;
 use crate::qemu::clone;
 use crate::vm::{BOOT, LONG, Machine, Start, Vm};
 
@@ -163,4 +164,5 @@ fn a_rescue_system_of_busybox_and_dropbear_becomes_the_system() {
     }
     assert_eq!(digest(&story.disks[0]), first, "the other disk changed");
     vm.power_off();
+    assert_is_the_fixture(&story.env, &story.disks[1], "uefi");
 }

@@ -6,6 +6,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::env::{BINARY, TestEnv, digest, fixture};
+use crate::mounted_root::assert_is_the_fixture;
 use crate::qemu::clone::assert_a_whole_system;
 use crate::source::{Firmware, Source, is_bootable};
 use crate::vm::{BOOT, LONG, Machine, Start};
@@ -99,4 +100,5 @@ fn whatever_stops_an_installation_the_disk_does_not_boot_and_the_next_run_is_cle
     clone.wait_shell(BOOT);
     assert_a_whole_system(&mut clone, "uefi", &own_id);
     clone.power_off();
+    assert_is_the_fixture(&env, &target, "uefi");
 }

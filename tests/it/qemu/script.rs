@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::env::{BINARY, TestEnv, digest, fixture};
+use crate::mounted_root::assert_is_the_fixture;
 use crate::qemu::clone::{assert_a_whole_system, assert_an_esp_of};
 use crate::source::{Firmware, Source, boot_area, esp};
 use crate::vm::{BOOT, LONG, Machine, QUICK, Start};
@@ -76,4 +77,5 @@ fn a_running_uefi_system_clones_itself_by_the_script() {
     assert_a_whole_system(&mut clone, "uefi", &own_id);
     assert_an_esp_of(&mut clone, &system.toplevel);
     clone.power_off();
+    assert_is_the_fixture(&env, &target, "uefi");
 }
