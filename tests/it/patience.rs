@@ -37,6 +37,13 @@ impl<F: Fn() -> Option<Duration>> Patience<F> {
         (self.computed)()
     }
 
+    /// Says how long the wait took, for whoever reads what came of a test.
+    pub fn over(&self, what: &str) {
+        let computed = self.computed().unwrap_or_default().saturating_sub(self.start);
+        let (computed, passed) = (computed.as_secs_f32(), self.begun.elapsed().as_secs_f32());
+        eprintln!("{passed:7.1} s, {computed:.1} of them computing: {what}");
+    }
+
     /// Returns the sentence that the wait ends with, once it was waited for long enough.
     pub fn at_end(&self) -> Option<String> {
         let computed = self.computed()?.saturating_sub(self.start);

@@ -24,6 +24,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use self::agent::{Agent, PORT, Reply};
+#[allow(unused_imports)] // the bench uses the rest
 pub use self::patience::{BACKSTOP, BOOT, LONG, QUICK};
 use self::patience::{Patience, computed_by};
 
@@ -303,6 +304,7 @@ impl Vm {
             // In this order, for its last words count.
             let ended = self.has_ended();
             if let Some(end) = find() {
+                patience.over(&format!("until it said {marker:?}"));
                 return Ok(end);
             }
             if ended {
@@ -349,6 +351,7 @@ impl Vm {
                 asked = Instant::now();
             }
         }
+        patience.over("until its agent answered");
         Ok(())
     }
 
@@ -381,6 +384,7 @@ impl Vm {
         let (status, output) = self.reply_to(script, &patience).with_context(|| {
             format!("running `{script}` in the machine, which had said:\n{}", self.agent().unfinished())
         })?;
+        patience.over(&format!("`{}`", script.trim()));
         Ok((status, String::from_utf8_lossy(&output).trim_matches('\n').to_owned()))
     }
 
