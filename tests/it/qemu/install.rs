@@ -15,7 +15,7 @@ use crate::vm::LONG;
 // What the rescue says on the console.
 const WAITS: &str = "waiting for the near end";
 // Emulated machines take their time.
-pub const PATIENCE: [&str; 2] = ["--wait-timeout", "1200"];
+pub const PATIENCE: [&str; 2] = ["--wait-timeout", "2400"];
 
 /// What a person's end has: a world, the system, and the machine.
 pub struct Story {
@@ -84,7 +84,7 @@ impl Story {
         let vm = self.debian.vm();
         vm.wait_shell(LONG);
         assert_eq!(vm.long_sh(LONG, told), format!("{system}\n{system}\nrunning"));
-        assert_eq!(vm.sh("ls -A /nix/store | grep -v '^[0-9a-z]\\{32\\}-'"), ".links");
+        vm.sh("! ls -A /nix/store | grep -v '^[0-9a-z]\\{32\\}-'");
     }
 
     /// What a power cut would leave of it now is whole.

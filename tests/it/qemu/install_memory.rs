@@ -143,7 +143,7 @@ fn a_rescue_system_of_busybox_and_dropbear_becomes_the_system() {
     assert!(!story.told("cat /proc/mounts").contains("/dev/vd"));
 
     // Gone on with. QEMU would start the rescue system again, so the disk goes into another machine.
-    let mut command = story.resume(&["--wait-timeout", "1200"]);
+    let mut command = story.resume(&["--wait-timeout", "2400"]);
     let running = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let vm = story.vm.take().expect("it is on");
     vm.wait_off(LONG);

@@ -159,7 +159,7 @@ fn a_debian_is_reached_by_a_vlan_behind_a_jump_host_or_by_ipv6_alone_and_so_is_i
     let refused = story.run(home, &["-J", "office", BY_TUNNEL, "--dry-run"]);
     refused.refused().stderr_has("reached through tunnel, a tunnel of some program").says_a_sentence();
     let boot = story.boot_id();
-    let short = ["-J", "office", BY_VLAN, "--kexec-only", "--rescue-timeout", "30"];
+    let short = ["-J", "office", BY_VLAN, "--kexec-only", "--rescue-timeout", "60"];
     story.run(&story.networks.home, &short).ok().stderr_has("is in the rescue");
     for said in [&format!("{BY_VLAN}/32 on "), "default via 192.0.2.1 dev ", "nobody has come"] {
         story.debian.wait_for(said, LONG);
