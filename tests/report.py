@@ -5,25 +5,36 @@ Lists what was flaky, which is to say failed and then passed, with the last word
 test promises, which is its name, a line each.
 """
 
+import re
 import sys
 import xml.etree.ElementTree as ElementTree
 
-LAST_LINES = 15
+REASON_LINES = 6
+LAST_LINES = 10
+BACKTRACE = re.compile(r"stack backtrace:|\s*\d+: |\s+at |note: ")
+
+
+def lines(text):
+    kept = (line.rstrip() for line in (text or "").splitlines())
+    return [line for line in kept if line and not BACKTRACE.match(line)]
 
 
 def last_words(failure):
-    text = "\n".join(failure.itertext())
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-LAST_LINES:]
+    reason = lines(failure.text)[:REASON_LINES]
+    said = [line for line in lines(failure.findtext("system-err")) if line not in reason]
+    return reason + said[-LAST_LINES:]
+
+
+def promise(case):
+    place, _, name = case.get("name").rpartition("::")
+    return f"{float(case.get('time')):8.1f} s  {place}: {name.replace('_', ' ')}"
 
 
 def main(junit, stories):
     cases = [case for suite in ElementTree.parse(junit).getroot() for case in suite.iter("testcase")]
+    cases.sort(key=lambda case: (case.get("classname"), case.get("name")))
     with open(stories, "w", encoding="utf-8") as file:
-        for case in sorted(cases, key=lambda case: (case.get("classname"), case.get("name"))):
-            place, _, name = case.get("name").rpartition("::")
-            promise = name.replace("_", " ")
-            file.write(f"{float(case.get('time')):8.1f} s  {place}: {promise}\n")
+        file.writelines(promise(case) + "\n" for case in cases)
 
     flaky = [(case, case.findall("flakyFailure") + case.findall("flakyError")) for case in cases]
     flaky = [(case, failures) for case, failures in flaky if failures]

@@ -29,6 +29,7 @@ mod network;
 mod qemu;
 mod readme;
 mod real_nix;
+mod report;
 mod rescue;
 mod script;
 mod shape;
