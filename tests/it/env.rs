@@ -48,9 +48,14 @@ pub struct TestEnv {
 
 impl TestEnv {
     pub fn new() -> TestEnv {
+        TestEnv::new_in(Path::new(SCRATCH))
+    }
+
+    /// A world elsewhere than beside the build.
+    pub fn new_in(place: &Path) -> TestEnv {
         tell_failures_at_once();
-        let dir = tempfile::Builder::new().prefix("it-").tempdir_in(SCRATCH);
-        TestEnv { dir: dir.expect("the build directory can be written") }
+        let dir = tempfile::Builder::new().prefix("it-").tempdir_in(place);
+        TestEnv { dir: dir.expect("the directory can be written") }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -181,7 +186,7 @@ impl System {
 
     /// The same system, but that its kernel knows of no such module.
     pub fn without_module(&self, env: &TestEnv, name: &str) -> (System, Mounted) {
-        let layer = env.path(&format!("without-{name}"));
+        let layer = format!("without-{name}");
         let tree = in_root(&self.root, &self.toplevel).join("kernel-modules");
         let tree = in_root(&self.root, text(&fs::read_link(tree).expect("it leads to the modules")));
         let version =
@@ -192,11 +197,15 @@ impl System {
                 text.lines().filter(|line| !line.contains(name)).map(|line| format!("{line}\n")).collect();
             assert_ne!(left.len(), text.len(), "{list} has no {name}");
             let place = version.path().strip_prefix(&self.root).unwrap().join(list);
-            fs::create_dir_all(layer.join(&place).parent().unwrap()).unwrap();
-            fs::write(layer.join(place), left).unwrap();
+            let place = env.path(&layer).join(place);
+            fs::create_dir_all(place.parent().unwrap()).unwrap();
+            fs::write(place, left).unwrap();
         }
-        let layers = format!("lowerdir={}:{}", text(&layer), text(&self.root));
-        let root = Mounted::new(&["-t", "overlay", "overlay", "-o", &layers], env.path("root"));
+        // By plain names, for in a path there may be what separates options or layers.
+        symlink(&self.root, env.path("lower")).expect("the name is new");
+        let layers = format!("lowerdir={layer}:lower");
+        let options = ["-t", "overlay", "overlay", "-o", &layers];
+        let root = Mounted::new_in(&env.path(""), &options, env.path("root"));
         (System { root: root.0.clone(), toplevel: self.toplevel.clone() }, root)
     }
 
@@ -213,8 +222,13 @@ pub struct Mounted(pub PathBuf);
 impl Mounted {
     /// Mounts with these options at a new directory.
     pub fn new(options: &[&str], point: PathBuf) -> Mounted {
+        Mounted::new_in(Path::new("/"), options, point)
+    }
+
+    /// Like [`Mounted::new`], with options that name what is in the directory `dir`.
+    fn new_in(dir: &Path, options: &[&str], point: PathBuf) -> Mounted {
         fs::create_dir(&point).expect("the name is new");
-        tool("mount", &[options, &[text(&point)]].concat());
+        Ran::of(Command::new("mount").current_dir(dir).args(options).arg(&point).stdin(Stdio::null())).ok();
         Mounted(point)
     }
 }
@@ -227,6 +241,17 @@ impl Drop for Mounted {
 
 pub fn text(path: &Path) -> &str {
     path.to_str().expect("test paths are plain")
+}
+
+/// A word as a shell reads it.
+pub fn sh_word(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// A path as OpenSSH's configuration has it: blanks separate words there, and `%` stands before what to put in its place.
+pub fn ssh_word(path: &Path) -> String {
+    let word = text(path).replace('\\', r"\\").replace('"', r#"\""#).replace('%', "%%");
+    format!("\"{word}\"")
 }
 
 pub fn in_root(root: &Path, path: &str) -> PathBuf {
@@ -400,7 +425,7 @@ impl Drop for Loop {
 /// Runs a tool that has to succeed and returns what it printed.
 #[track_caller]
 pub fn tool(program: &str, words: &[&str]) -> String {
-    let output = Command::new(program).args(words).stdin(Stdio::null()).output();
+    let output = Command::new(program).args(words).env("LC_ALL", "C").stdin(Stdio::null()).output();
     let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {words:?} ended with {}: {stderr}", output.status);

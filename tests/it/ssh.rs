@@ -15,7 +15,7 @@ use nixos_install_via::ssh::{self, Ask, Far, FarBinary, Manner, Questions, Setti
 use nixos_install_via::sys::secret::Secret;
 use sha2::Digest;
 
-use crate::env::{BINARY, TestEnv, text, tool};
+use crate::env::{BINARY, TestEnv, sh_word, ssh_word, text, tool};
 use crate::sshd::{PASSWORD, Sshd};
 
 // Says who it is and what it was told, and then everything that it is told.
@@ -139,9 +139,8 @@ fn the_program_is_put_where_it_fits_and_may_run() {
 fn a_program_that_is_there_is_not_sent() {
     let world = TestEnv::new();
     let there = program(&world);
-    let copy =
-        format!("mkdir /run/store; cp {} /run/store/it; cp /bin/false /run/store/other", text(&there.file));
-    let sshd = Sshd::start(&copy);
+    let copy = "mkdir /run/store; cp program /run/store/it; cp /bin/false /run/store/other";
+    let sshd = Sshd::start_in(world, "127.0.0.1", copy);
     // What could not even be opened was not sent.
     let gone =
         FarBinary { file: "/nowhere".into(), store_path: Some("/run/store/it".into()), ..there.clone() };
@@ -308,6 +307,22 @@ fn other_accounts_become_root_by_sudo() {
     assert!(words.contains("there is no sudo on the machine"), "{words}");
 }
 
+#[test]
+fn a_machine_starts_from_any_directory() {
+    // The first is hidden by a mount of the machine's own, the second has what separates words and begins quotations.
+    let outer = tempfile::tempdir_in("/tmp").unwrap();
+    let odd = tempfile::Builder::new().prefix("it's  \"odd\", ünd $x; ").tempdir_in(outer.path()).unwrap();
+    for place in [outer.path(), odd.path()] {
+        let sshd = Sshd::start_in(TestEnv::new_in(place), "127.0.0.1", "test -e host");
+        let binary = program(&sshd.env);
+        let sudo = Settings { sudo: true, ..sshd.settings() };
+        let far = start(&sshd, "free", &sudo, &binary);
+        let far = far.unwrap_or_else(|error| panic!("{}: {error:#}\n{}", place.display(), sshd.log()));
+        assert_eq!(self::place(&talk(far)), "/run");
+        sshd.assert_tidy();
+    }
+}
+
 /// Somebody who answers by the number of the question and its text, and notes what was asked.
 fn answering(
     asked: &Arc<Mutex<Vec<String>>>,
@@ -326,7 +341,7 @@ fn answering(
 fn ssh_asks_through_us_and_a_password_only_once() {
     let sshd = Sshd::start("");
     let binary = program(&sshd.env);
-    let known = format!("UserKnownHostsFile={}", text(&sshd.env.path("new_hosts")));
+    let known = format!("UserKnownHostsFile={}", ssh_word(&sshd.env.path("new_hosts")));
     let options = [&known, "GlobalKnownHostsFile=/etc/ssh/none", "UpdateHostKeys=no"];
     let settings = Settings {
         port: Some(sshd.port),
@@ -365,7 +380,7 @@ fn a_person_is_asked_on_the_terminal() {
     let sshd = Sshd::start("");
     program(&sshd.env);
     let me = std::env::current_exe().unwrap();
-    let line = format!("{} --exact ssh::the_person_s_end --ignored --nocapture", text(&me));
+    let line = format!("{} --exact ssh::the_person_s_end --ignored --nocapture", sh_word(text(&me)));
     let mut script = Command::new("timeout")
         .args(["120", "script", "-qefc", &line, "/dev/null"])
         .current_dir(sshd.env.path(""))
@@ -405,7 +420,7 @@ fn a_person_is_asked_on_the_terminal() {
 fn the_person_s_end() {
     let port = std::env::var("SSHD_PORT").expect("the other end sets it");
     let dir = std::env::current_dir().unwrap();
-    let known = format!("UserKnownHostsFile={}", text(&dir.join("new_hosts")));
+    let known = format!("UserKnownHostsFile={}", ssh_word(&dir.join("new_hosts")));
     let options = [&known, "GlobalKnownHostsFile=/etc/ssh/none"].map(|option| option.parse().unwrap());
     let settings = Settings { options: options.into(), ..Settings::default() };
     let contents = fs::read(dir.join("program")).unwrap();
@@ -432,7 +447,7 @@ fn what_ssh_says_is_told() {
     let with_hosts = |name: &str, contents: &str| {
         let file = sshd.env.path(name);
         fs::write(&file, contents).unwrap();
-        let known = format!("UserKnownHostsFile={}", text(&file));
+        let known = format!("UserKnownHostsFile={}", ssh_word(&file));
         let mut settings = sshd.settings();
         settings.options.insert(0, known.parse().unwrap());
         settings

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nixos_install_via::ssh::{Address, Settings};
 
-use crate::env::{TestEnv, text, tool};
+use crate::env::{TestEnv, ssh_word, text, tool};
 
 /// What the accounts with a password have as such.
 pub const PASSWORD: &str = "correct horse";
@@ -44,6 +44,8 @@ const READY: Duration = Duration::from_secs(30);
 
 // What root may put the program into, in the order in which it is tried.
 const PLACES: [&str; 5] = ["/run", "/root", "/var/tmp", "/tmp", "/dev/shm"];
+// Where the machine has its own files, which come from a directory of ours.
+const FILES: &str = "/run/machine";
 
 pub struct Sshd {
     pub env: TestEnv,
@@ -60,8 +62,12 @@ impl Sshd {
 
     /// Like [`Sshd::start`], at another address of the network namespace that this thread is in.
     pub fn start_at(ip: &'static str, more: &str) -> Sshd {
-        let env = TestEnv::new();
-        let dir = env.path("");
+        Sshd::start_in(TestEnv::new(), ip, more)
+    }
+
+    /// Like [`Sshd::start_at`], with what is already in a directory, in which `more` is run. What is mounted there
+    /// hides that directory's path if it is below, say, `/home`, so only names in it can be relied on.
+    pub fn start_in(env: TestEnv, ip: &'static str, more: &str) -> Sshd {
         let free = TcpListener::bind((ip, 0)).expect("there are free ports");
         let port = free.local_addr().unwrap().port();
         drop(free);
@@ -72,11 +78,12 @@ impl Sshd {
         let host_key = fs::read_to_string(env.path("host.pub")).unwrap();
         fs::write(env.path("known_hosts"), format!("[{ip}]:{port} {host_key}")).unwrap();
         write_accounts(&env);
-        fs::write(env.path("sshd_config"), config(&dir, ip, port)).unwrap();
+        fs::write(env.path("sshd_config"), config(ip, port)).unwrap();
         let log = fs::File::create(env.path("log")).unwrap();
         let namespace = Command::new("unshare")
             .args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"])
-            .args(["/bin/sh", "-euc", &setup(&dir, more)])
+            .args(["/bin/sh", "-euc", &setup(more)])
+            .current_dir(env.path(""))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -106,7 +113,7 @@ impl Sshd {
 
     /// What a person would write to get there by key, with no questions asked.
     pub fn settings(&self) -> Settings {
-        let known = format!("UserKnownHostsFile={}", text(&self.env.path("known_hosts")));
+        let known = format!("UserKnownHostsFile={}", ssh_word(&self.env.path("known_hosts")));
         let options = [&known, "GlobalKnownHostsFile=/etc/ssh/none", "BatchMode=yes", "IdentitiesOnly=yes"];
         Settings {
             port: Some(self.port),
@@ -172,34 +179,37 @@ fn write_accounts(env: &TestEnv) {
     }
 }
 
-fn config(dir: &Path, ip: &str, port: u16) -> String {
-    let dir = text(dir);
+fn config(ip: &str, port: u16) -> String {
     format!(
-        "ListenAddress {ip}\nPort {port}\nHostKey {dir}host\nPidFile none\nUsePAM no\nPermitRootLogin yes\n\
+        "ListenAddress {ip}\nPort {port}\nHostKey {FILES}/host\nPidFile none\nUsePAM no\nPermitRootLogin yes\n\
          AuthorizedKeysFile /run/keys\nStrictModes no\nPasswordAuthentication yes\nPrintLastLog no\n\
          MaxStartups 100\nPerSourceMaxStartups none\n\
          Match User keyless-root\n  PubkeyAuthentication no\n"
     )
 }
 
-fn setup(dir: &Path, more: &str) -> String {
-    let dir = text(dir);
+fn setup(more: &str) -> String {
     let homes: String = ACCOUNTS
         .iter()
         .map(|(name, id, _)| format!("mkdir -m 700 /home/{name}; chown {id}:{id} /home/{name}\n"))
         .collect();
+    // What its own files are called is hidden from the first mount on, but they can still be had by their names in here.
     format!(
-        "for place in /home {}; do mount -t tmpfs -o mode=755 tmpfs $place; done
+        "umask 022
+        for place in /home {}; do mount -t tmpfs -o mode=755 tmpfs $place; done
         chmod 1777 /tmp /var/tmp /dev/shm
         mkdir -p /run/sshd /run/busybox
         cp /bin/busybox /run/busybox/ash
         printf '#!/bin/sh\nexec yes Welcome\n' >/run/endless
         chmod 755 /run/endless
-        cp {dir}id.pub /run/keys
-        for file in passwd shadow sudoers; do mount --bind {dir}$file /etc/$file; done
+        mkdir {FILES}
+        cp -p host sshd_config passwd shadow sudoers {FILES}
+        cat id.pub >/run/keys
+        for file in passwd shadow sudoers; do mount --bind {FILES}/$file /etc/$file; done
         {homes}
         {more}
-        exec /usr/sbin/sshd -D -e -f {dir}sshd_config",
+        cd /
+        exec /usr/sbin/sshd -D -e -f {FILES}/sshd_config",
         PLACES.join(" ")
     )
 }
