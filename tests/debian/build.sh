@@ -3,6 +3,7 @@
 #
 # Needs root, but neither mounts nor partition devices: file systems are made inside the images.
 set -eu
+unset CDPATH
 export LC_ALL=C
 umask 022
 
@@ -23,7 +24,7 @@ person_password='battery staple'
 root_size=960
 esp_size=64
 
-images="$result/uefi.img $result/bios.img"
+set -- "$result/uefi.img" "$result/bios.img"
 mkdir -p "$cache"
 exec 8> "$result/lock"
 flock 8
@@ -31,9 +32,8 @@ flock 8
 # Times say nothing in a fresh checkout, so that contents decide.
 sources=$(cd "$here" && find . ../fixture/guest/agent.sh ../fixture/guest/units/tests-agent.service -type f \
     -exec sha256sum {} + | sort)
-# shellcheck disable=SC2086
-if [ "$(cat "$result/sources" 2> /dev/null)" = "$sources" ] && ls $images > /dev/null 2>&1; then
-    touch $images
+if [ "$(cat "$result/sources" 2> /dev/null)" = "$sources" ] && ls "$@" > /dev/null 2>&1; then
+    touch "$@"
     exit 0
 fi
 rm -rf "$work" "$result/sources"
@@ -49,20 +49,23 @@ done
 # shellcheck disable=SC2016 # apt's own words
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' 'Label: Debian' 2> /dev/null | head -n 1)
 
-# With hooks: packages come from the cache and go there, and what they find is not overwritten.
+# With hooks: packages come from the cache and go there, and what they find is not overwritten. Hooks find paths in the
+# environment, and modes are this script's, whatever they are in the checkout.
+export here result cache
+# shellcheck disable=SC2016 # for the shells of the hooks
 mmdebstrap --quiet --mode=root --variant=minbase --skip=download/empty,essential/unlink \
     --include="$(sed 's/#.*//' "$here/guest-packages" | xargs | tr ' ' ,)" \
     --aptopt='Acquire::Languages "none"' --dpkgopt=force-unsafe-io --dpkgopt=force-confold \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' \
-    --setup-hook="mkdir -p \"\$1/etc/ssh\" \"\$1/var/cache/apt/archives\"
-        cp '$result'/ssh_host_* \"\$1/etc/ssh\"
-        cp -r '$here/guest/etc/initramfs-tools' \"\$1/etc\"
-        find '$cache' -name '*.deb' -exec cp {} \"\$1/var/cache/apt/archives\" \;" \
-    --customize-hook="rm -f '$cache'/*.deb; cp \"\$1\"/var/cache/apt/archives/*.deb '$cache'" \
+    --setup-hook='mkdir -p "$1/etc/ssh" "$1/var/cache/apt/archives"
+        cp "$result"/ssh_host_* "$1/etc/ssh"
+        cp -r --no-preserve=mode "$here/guest/etc/initramfs-tools" "$1/etc"
+        find "$cache" -name "*.deb" -exec cp {} "$1/var/cache/apt/archives" \;' \
+    --customize-hook='rm -f "$cache"/*.deb; cp "$1"/var/cache/apt/archives/*.deb "$cache"' \
     "$release" "$root" "${mirror:-http://deb.debian.org/debian}"
 
-cp -r "$here/guest/." "$root"
+cp -r --no-preserve=mode "$here/guest/." "$root"
 chroot "$root" useradd --create-home --shell /bin/bash --groups sudo person
 printf 'root:%s\nperson:%s\n' "$root_password" "$person_password" | chroot "$root" chpasswd
 install -d -m 700 "$root/root/.ssh"

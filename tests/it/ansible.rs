@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::env::{BINARY, Ran, TestEnv, text, tool};
+use crate::env::{BINARY, Ran, TestEnv, sh_word, ssh_word, text, tool};
 use crate::fleet::block;
 use crate::link::free_port;
 use crate::login::key;
@@ -36,7 +36,8 @@ impl Control {
         // The program as a control node has it in its PATH, but for the root that all systems of these tests lie in.
         fs::create_dir(control.path("bin")).unwrap();
         let root = deployment("a").root;
-        let program = format!("#!/bin/sh\nexec {BINARY} \"$@\" --from {}\n", text(&root));
+        let [binary, root] = [BINARY, text(&root)].map(sh_word);
+        let program = format!("#!/bin/sh\nexec {binary} \"$@\" --from {root}\n");
         fs::write(control.path("bin/nixos-install-via"), program).unwrap();
         tool("chmod", &["+x", text(&control.path("bin/nixos-install-via"))]);
         let collection = Path::new(REPOSITORY).join("ansible");
@@ -104,18 +105,18 @@ impl Host {
         let options: Vec<String> = options
             .iter()
             .filter(|option| option.contains("KnownHosts"))
-            .map(|option| format!("-o {option}"))
+            .map(|option| format!("-o {}", sh_word(option)))
             .collect();
         Host::new(name, machine.login().link.port(), &options.join(" "))
     }
 
     fn new(name: &str, port: u16, options: &str) -> Host {
-        let key = key();
         Host {
             line: format!(
                 "{name} ansible_host=127.0.0.1 ansible_port={port} ansible_user=root \
-                 ansible_ssh_private_key_file={} ansible_ssh_common_args='-o IdentitiesOnly=yes {options}'",
-                text(&key)
+                 ansible_ssh_private_key_file={} ansible_ssh_common_args={}",
+                sh_word(text(&key())),
+                sh_word(&format!("-o IdentitiesOnly=yes {options}"))
             ),
             more: String::new(),
         }
@@ -225,13 +226,13 @@ fn becoming_root_takes_sudo_and_its_password() {
         ("asked", "wrong", "sudo wants a password there"),
         ("asked", "", "sudo wants a password there"),
     ] {
-        let known = format!("-o UserKnownHostsFile={}", text(&sshd.env.path("known_hosts")));
+        let known = format!("UserKnownHostsFile={}", ssh_word(&sshd.env.path("known_hosts")));
+        let known = format!("-o {}", sh_word(&known));
         let mut host = Host::new("web1", sshd.port, &known);
-        let key = sshd.env.path("id");
         host.more = format!(
             "ansible_user={account} ansible_become=true ansible_become_password='{password}' \
              ansible_ssh_private_key_file={}",
-            text(&key)
+            sh_word(text(&sshd.env.path("id")))
         );
         let (ran, told) = control.play(&[(&host, "b")], &[]);
         let message = of(&told, "web1")["msg"].as_str().expect("there is a sentence");

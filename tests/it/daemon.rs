@@ -27,7 +27,7 @@ const CONFIG: &str = "build-users-group =\nsubstituters =\nsandbox = false\n";
 /// The real daemon, about to run on a root.
 fn daemon_of(root: &Path) -> Command {
     let mut command = Command::new("nix-daemon");
-    command.env("NIX_CONFIG", CONFIG).env("NIX_REMOTE", format!("local?root={}", root.display()));
+    command.env("NIX_CONFIG", CONFIG).env("NIX_REMOTE", real_nix::store(root));
     command.stderr(Stdio::null());
     command
 }

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::env::{Ran, TestEnv, text};
+use crate::env::{Ran, TestEnv, ssh_word, text};
 use crate::login::{Login, key};
 use crate::machine::{Machine, closure, deployment};
 use crate::vm::BACKSTOP;
@@ -33,9 +33,9 @@ pub fn deploy_to_all(logins: &[&Login], name: &str, more: &[&str]) -> Ran {
     let (env, system) = (TestEnv::new(), deployment(name));
     let list = logins.iter().map(|login| format!("{:?} = {:?}\n", login.address(), system.toplevel));
     fs::write(env.path("hosts.toml"), list.collect::<String>()).unwrap();
-    let known: Vec<&str> = logins.iter().map(|login| text(login.known_hosts())).collect();
+    let known: Vec<String> = logins.iter().map(|login| ssh_word(login.known_hosts())).collect();
     let options =
-        [format!("IdentityFile={}", key().display()), format!("UserKnownHostsFile={}", known.join(" "))];
+        [format!("IdentityFile={}", ssh_word(&key())), format!("UserKnownHostsFile={}", known.join(" "))];
     let mut words = vec!["deploy-via-ssh", "--hosts", "hosts.toml", "--from", text(&system.root)];
     words.extend(options.iter().flat_map(|option| ["--ssh-option", option]));
     words.extend(more);

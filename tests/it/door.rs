@@ -13,7 +13,7 @@ use nixos_install_via::sys::secret::Secret;
 use nixos_install_via::system::rescue::Visits;
 
 use crate::doorway::{Doorway, LONG, hash, keygen, noise};
-use crate::env::{TestEnv, text, tool};
+use crate::env::{TestEnv, ssh_word, text, tool};
 
 const MIB: u64 = 1 << 20;
 const LARGE: u64 = 64 * MIB;
@@ -122,7 +122,12 @@ fn a_key_that_is_made_opens_and_is_known() {
         fs::write(&known, format!("[{address}]:{port} {}\n", host.public)).unwrap();
         let output = Command::new("ssh")
             .args(["-F", "none", "-i", text(&file), "-p", &port.to_string()])
-            .args(["-o", &format!("UserKnownHostsFile={}", text(&known)), "-o", "StrictHostKeyChecking=yes"])
+            .args([
+                "-o",
+                &format!("UserKnownHostsFile={}", ssh_word(&known)),
+                "-o",
+                "StrictHostKeyChecking=yes",
+            ])
             .args(["-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-l", "anyone", address, "serve"])
             .output()
             .unwrap();
@@ -139,7 +144,7 @@ fn nothing_but_the_key_and_the_command_is_let_in() {
     fs::copy(doorway.env.path("id.pub"), doorway.env.path("signed.pub")).unwrap();
     let (ca, signed) = (doorway.env.path("other"), doorway.env.path("signed.pub"));
     tool("ssh-keygen", &["-q", "-s", text(&ca), "-I", "me", "-n", "x", text(&signed)]);
-    let certificate = format!("CertificateFile={}", text(&doorway.env.path("signed-cert.pub")));
+    let certificate = format!("CertificateFile={}", ssh_word(&doorway.env.path("signed-cert.pub")));
 
     let here = "x@127.0.0.1";
     let denied = "Permission denied (publickey).";

@@ -13,7 +13,7 @@ use nixos_install_via::sys::secret::Secret;
 use nixos_install_via::system::rescue::Visits;
 use sha2::Digest;
 
-use crate::env::{Ran, TestEnv, text, tool};
+use crate::env::{Ran, TestEnv, ssh_word, text, tool};
 
 const READY: Duration = Duration::from_secs(30);
 /// What takes longer than any test of a door.
@@ -70,7 +70,7 @@ impl Doorway {
     }
 
     pub fn client_with(&self, key: &str, words: &[&str]) -> Command {
-        let known = format!("UserKnownHostsFile={}", text(&self.env.path("known")));
+        let known = format!("UserKnownHostsFile={}", ssh_word(&self.env.path("known")));
         let mut ssh = Command::new("ssh");
         ssh.args(["-F", "none", "-p", &self.port.to_string(), "-i"]).arg(self.env.path(key));
         for option in [

@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::env::{Ran, TestEnv, text};
+use crate::env::{Ran, TestEnv, ssh_word, text};
 use crate::link::free_port;
 use crate::login::key;
 use crate::machine::{Machine, deployment};
@@ -20,7 +20,8 @@ pub fn block(language: &str) -> &'static str {
 
 /// Runs a command with the systems and the keys of these tests.
 fn run(env: &TestEnv, known_hosts: &[&Machine], words: &[&str]) -> Ran {
-    let files: Vec<&str> = known_hosts.iter().map(|machine| text(machine.login().known_hosts())).collect();
+    let files: Vec<String> =
+        known_hosts.iter().map(|machine| ssh_word(machine.login().known_hosts())).collect();
     let from = deployment("a").root;
     let known = format!("UserKnownHostsFile={}", files.join(" "));
     let key = key();

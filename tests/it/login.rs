@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::env::ssh_word;
 use crate::link::Link;
 
 /// The key that may log in as root to every system of the fixture.
@@ -53,10 +54,10 @@ impl Login {
     pub fn ssh_options(&self) -> Vec<String> {
         vec![
             format!("Port={}", self.link.port()),
-            format!("IdentityFile={}", self.key.display()),
-            format!("UserKnownHostsFile={}", self.known_hosts.display()),
+            format!("IdentityFile={}", ssh_word(&self.key)),
+            format!("UserKnownHostsFile={}", ssh_word(&self.known_hosts)),
             // None there.
-            format!("GlobalKnownHostsFile={}.global", self.known_hosts.display()),
+            format!("GlobalKnownHostsFile={}", ssh_word(&self.known_hosts.with_extension("global"))),
             "IdentitiesOnly=yes".into(),
             "StrictHostKeyChecking=yes".into(),
             "User=root".into(),

@@ -26,7 +26,7 @@ fn try_send(login: &Login, name: &str) -> Result<(), String> {
     // Nix writes into the root it reads from, and fails when two begin with that.
     let (system, own) = (deployment(name), closure("a"));
     let missing = closure(name).into_iter().filter(|path| !own.contains(path));
-    let store = format!("local?root={}", system.root.display());
+    let store = real_nix::store(&system.root);
     let turn = File::create(system.root.with_extension("lock")).expect("it is beside the build");
     turn.lock().expect("files can be locked");
     let mut export = Command::new("nix-store");

@@ -10,11 +10,19 @@ use std::process::{Command, Output, Stdio};
 pub const CONFIG: &str =
     "build-users-group =\nexperimental-features = nix-command\nsubstituters =\nsandbox = false\n";
 
+/// Nix's name for the store of a root, in which other characters than these mean something or might.
+pub fn store(root: &Path) -> String {
+    let path = root.to_str().expect("test paths are plain");
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
+    let encode = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    format!("local?root={}", path.bytes().map(encode).collect::<String>())
+}
+
 fn nix(program: &str, root: Option<&Path>, words: &[&str], input: &str) -> Output {
     let mut command = Command::new(program);
     command.env("NIX_CONFIG", CONFIG).env("NIX_REMOTE", "").env("LC_ALL", "C");
     if let Some(root) = root {
-        command.arg("--store").arg(format!("local?root={}", root.display()));
+        command.arg("--store").arg(store(root));
     }
     command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|error| panic!("starting {program}: {error}"));
@@ -125,9 +133,14 @@ pub struct Collector(std::process::Child);
 
 impl Collector {
     pub fn start(root: &Path) -> Collector {
-        let script = r#"while :; do nix-store --store "local?root=$1" --gc || :; sleep 0.0$2; done"#;
+        let script = r#"while :; do nix-store --store "$1" --gc || :; sleep 0.0$2; done"#;
         let mut command = Command::new("sh");
-        command.args(["-c", script, "sh"]).arg(root).arg("3").env("NIX_CONFIG", CONFIG).env("NIX_REMOTE", "");
+        command
+            .args(["-c", script, "sh"])
+            .arg(store(root))
+            .arg("3")
+            .env("NIX_CONFIG", CONFIG)
+            .env("NIX_REMOTE", "");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         Collector(command.spawn().expect("there is a shell"))
     }

@@ -17,7 +17,7 @@ use nixos_install_via::wire::frame::{Reader, Writer};
 use nixos_install_via::wire::message::{Answer, Ask, Installation};
 
 use crate::doorway::keygen;
-use crate::env::{BINARY, TestEnv, text};
+use crate::env::{BINARY, TestEnv, sh_word, text};
 use crate::link::{Link, free_port};
 use crate::login::Login;
 
@@ -43,11 +43,12 @@ impl Machine {
             Configuration { authorized: read("id.pub"), network: Carried::default(), port, timeout };
         fs::write(env.path(CONFIGURATION), serde_json::to_vec(&configuration).unwrap()).unwrap();
         let script = format!(
-            "set -e; cd '{}'; mkdir layers; mount -t tmpfs layers layers
+            "set -e; umask 022; cd {}; mkdir layers; mount -t tmpfs layers layers
             cd layers; mkdir upper work root; mount -t overlay root -o lowerdir=/,upperdir=upper,workdir=work root
             mkdir root/{HOST_KEYS}; cp ../{CONFIGURATION} root/; cp ../ssh_host_ed25519_key root/{HOST_KEYS}
-            exec chroot root '{BINARY}'",
-            text(&env.path(""))
+            exec chroot root {}",
+            sh_word(text(&env.path(""))),
+            sh_word(BINARY)
         );
         let child = Command::new("unshare")
             .args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", &script])

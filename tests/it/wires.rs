@@ -52,7 +52,9 @@ struct State {
 impl Wire {
     /// Lays a wire from a new card of a namespace, which is up, to where a machine can be.
     pub fn to(space: &Space, card: &str) -> Wire {
-        let dir = tempfile::Builder::new().prefix("wire-").tempdir().expect("there is room for a socket");
+        // The name of a socket has to be short, and for QEMU without a comma, whatever TMPDIR is.
+        let dir =
+            tempfile::Builder::new().prefix("wire-").tempdir_in("/tmp").expect("there is room for a socket");
         let listener = UnixListener::bind(socket(dir.path())).expect("the directory is ours");
         let state = Arc::new(State {
             card: space.inside(|| open_card(card)),

@@ -6,6 +6,7 @@
 #   BINARY=FILE tests/module/run.sh with this nixos-install-via to generate the entry scripts
 #   tests/module/run.sh --update    writes golden/ and docs/options.md anew
 set -eu
+unset CDPATH
 
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -22,10 +23,15 @@ if [ "$(id -u)" = 0 ]; then
 build-users-group ="
 fi
 
+# Prints a path as Nix reads it: a literal one takes few characters.
+nix_path() {
+  printf '(/. + "%s")' "$(printf %s "$1" | sed 's/[\\"$]/\\&/g')"
+}
+
 nixpkgs=null
-[ -z "${NIXPKGS-}" ] || nixpkgs=$(cd "$NIXPKGS" && pwd)
+[ -z "${NIXPKGS-}" ] || nixpkgs=$(nix_path "$(realpath "$NIXPKGS")")
 binary=null
-[ -z "${BINARY-}" ] || binary=$(cd "$(dirname "$BINARY")" && pwd)/$(basename "$BINARY")
+[ -z "${BINARY-}" ] || binary=$(nix_path "$(realpath "$BINARY")")
 
 evaluate() {
   nix-instantiate --eval --strict --json "$@"

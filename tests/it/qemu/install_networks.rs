@@ -6,7 +6,7 @@
 use std::fs;
 
 use crate::debian::{ALIAS, Debian, Firmware, Hardware, UP, key};
-use crate::env::{Ran, System, TestEnv, fixture, text};
+use crate::env::{Ran, System, TestEnv, fixture, ssh_word, text};
 use crate::space::Space;
 use crate::sshd::Sshd;
 use crate::vm::LONG;
@@ -77,15 +77,17 @@ impl Story {
         let networks = Networks::new();
         let debian = Hardware::new(Firmware::Bios, 256).wire(networks.wire.netdev()).start();
         let story = Story { env: TestEnv::new(), system: fixture("bios"), debian, networks };
-        let (there, known_hosts) = (&story.networks.jump_host, story.debian.login.known_hosts().display());
+        let (there, known_hosts) = (&story.networks.jump_host, story.debian.login.known_hosts());
         let config = format!(
             "Host office\n    HostName {OFFICE}\n    Port {}\n    User sh-root\n    IdentityFile {}\n    UserKnownHostsFile {}\n\
-             Host * !office\n    User root\n    IdentityFile {}\n    UserKnownHostsFile {known_hosts}\n    HostKeyAlias {ALIAS}\n    \
-             GlobalKnownHostsFile {known_hosts}.global\n    StrictHostKeyChecking yes\n    IdentitiesOnly yes\n",
+             Host * !office\n    User root\n    IdentityFile {}\n    UserKnownHostsFile {}\n    HostKeyAlias {ALIAS}\n    \
+             GlobalKnownHostsFile {}\n    StrictHostKeyChecking yes\n    IdentitiesOnly yes\n",
             there.port,
-            there.env.path("id").display(),
-            there.env.path("known_hosts").display(),
-            key().display(),
+            ssh_word(&there.env.path("id")),
+            ssh_word(&there.env.path("known_hosts")),
+            ssh_word(&key()),
+            ssh_word(known_hosts),
+            ssh_word(&known_hosts.with_extension("global")),
         );
         fs::write(story.env.path("config"), config).unwrap();
         story
