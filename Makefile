@@ -10,17 +10,26 @@ FIXTURES := build/fixture/uefi/toplevel build/fixture/bios/toplevel build/fixtur
 ANSIBLE := build/ansible/installed
 DEBIAN := build/debian/uefi.img build/debian/bios.img
 
+# Neither has a PATH room for a colon, nor ssh for the other.
+ifneq ($(findstring :,$(CURDIR))$(findstring %,$(CURDIR)),)
+$(error The path of this checkout holds a colon or a percent sign, which Cargo and ssh take for more than that: $(CURDIR))
+endif
+
+# Where Cargo builds, by its configuration and the environment; for recipes, inside of double quotes.
+TARGET = $$(cargo metadata --no-deps --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+
 # Of the test runner, where there is none: the last one that is content with this project's oldest Rust.
 NEXTEST := 0.9.128
 # Twice the cores, for many tests mostly wait. No more stories have machines than there are cores.
-RUN_TESTS := tests/run.sh --workspace --test-threads $(shell echo $$(($$(nproc) * 2)))
+RUN_TESTS = SCRATCH="$(TARGET)/tmp" tests/run.sh --workspace --test-threads $(shell echo $$(($$(nproc) * 2)))
 
 # The tests attach loop devices and own store paths as root does; Debian keeps their tools in sbin.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-export PATH := $(PATH):/usr/sbin:/sbin:$(CURDIR)/build/tools/bin
-ifneq ($(SUDO),)
-export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
-endif
+# The runner goes by its name, for words of a command are what blanks separate, and the path may have some.
+export PATH := $(PATH):/usr/sbin:/sbin:$(CURDIR)/build/tools/bin:$(CURDIR)/tests
+export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := as-root.sh
+# These would have something else built, or elsewhere.
+unexport CDPATH CARGO_BUILD_TARGET CARGO_ENCODED_RUSTFLAGS
 
 .PHONY: help build demo test check tests-built nextest test-module bench lint clean
 
@@ -32,13 +41,13 @@ build: $(BINARY) ## Build the static, stripped binary: build/nixos-install-via
 demo: build build/fixture/uefi/toplevel ## Clone a running system in a virtual machine and boot the clone (KEEP=1 keeps its disk)
 	tests/needs.sh tests/packages/test
 	cargo build --quiet --example demo
-	$(SUDO) env KEEP=$(KEEP) target/debug/examples/demo
+	$(SUDO) env KEEP=$(KEEP) "$(TARGET)"/debug/examples/demo
 
 # Debian first: it needs nothing of what is built here, and the network is slower than any core.
 test: $(DEBIAN) build tests-built $(FIXTURES) $(ANSIBLE) nextest ## Run every test, virtual machines included (ONLY=PATTERN: those whose names contain it)
 	tests/needs.sh tests/packages/test
 	$(RUN_TESTS) $(ONLY)
-	$(if $(ONLY),,BINARY=$(BINARY) tests/module/run.sh)
+	$(if $(ONLY),,$(SUDO) env BINARY=$(BINARY) tests/module/run.sh)
 
 check: build tests-built $(FIXTURES) $(ANSIBLE) nextest ## Run the tests that take no virtual machine
 	tests/needs.sh tests/packages/test
@@ -57,24 +66,25 @@ nextest:
 
 test-module: build ## Evaluate the NixOS module in every case (NIXPKGS=DIR: with that nixpkgs' lib)
 	tests/needs.sh tests/packages/test
-	BINARY=$(BINARY) $(if $(NIXPKGS),NIXPKGS=$(NIXPKGS)) tests/module/run.sh
+	$(SUDO) env BINARY=$(BINARY) $(if $(NIXPKGS),NIXPKGS=$(NIXPKGS)) tests/module/run.sh
 
 bench: build build/fixture/uefi/toplevel build/fixture/bios/toplevel $(DEBIAN) ## Measure against cp, rsync, tar and nix copy (BENCH_DIR=DIR elsewhere, ONLY=local, ssh or install, ROUNDS=1 is quick)
 	tests/needs.sh tests/packages/bench tests/packages/test
 	cargo build --quiet --example bench
-	$(SUDO) env $(if $(BENCH_DIR),BENCH_DIR=$(BENCH_DIR)) ONLY=$(ONLY) ROUNDS=$(ROUNDS) SLOW=$(SLOW) target/debug/examples/bench
+	$(SUDO) env $(if $(BENCH_DIR),BENCH_DIR=$(BENCH_DIR)) ONLY=$(ONLY) ROUNDS=$(ROUNDS) SLOW=$(SLOW) "$(TARGET)"/debug/examples/bench
 
 lint: ## Check format, clippy (of the fuzzers too) and the shell scripts
 	tests/needs.sh tests/packages/build tests/packages/lint
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
-	CUSTOM_LIBFUZZER_PATH=/nothing/is/linked/libfuzzer.a cargo clippy --manifest-path fuzz/Cargo.toml --target-dir target -- -D warnings
+	CUSTOM_LIBFUZZER_PATH=/nothing/is/linked/libfuzzer.a cargo clippy --manifest-path fuzz/Cargo.toml --target-dir "$(TARGET)" -- -D warnings
 	shellcheck $$(grep -rlE '^#! ?/bin/(ba)?sh' .ci tests templates --include=run --include='*.sh')
 
+# Of tests that were killed there may be files of root.
 clean: ## Remove what was built
+	target="$(TARGET)"; $(SUDO) rm -rf build "$${target:?}/tmp"
 	cargo clean
-	$(SUDO) rm -rf build
 
 # Cargo knows what changed; the copy keeps its time when nothing did. An explicit target keeps
 # the static flag away from proc macros.
@@ -83,7 +93,7 @@ $(BINARY): FORCE
 	@tests/needs.sh tests/packages/build
 	RUSTFLAGS='$(RELEASE_FLAGS)' cargo build --release --target $(HOST)
 	@mkdir -p build
-	@cmp --quiet target/$(HOST)/release/nixos-install-via $@ || install target/$(HOST)/release/nixos-install-via $@
+	@built="$(TARGET)/$(HOST)/release/nixos-install-via"; cmp --quiet "$$built" $@ || install "$$built" $@
 	@tests/static.sh $@ $(SIZE_LIMIT)
 
 # One after the other: they share what was fetched.
@@ -94,6 +104,7 @@ build/fixture/%/toplevel: $(BINARY) $(wildcard tests/fixture/* tests/fixture/*/*
 # A real Debian, of packages that are kept beside the images.
 $(DEBIAN) &: $(shell find tests/debian -type f) tests/fixture/guest/agent.sh tests/fixture/guest/units/tests-agent.service
 	tests/needs.sh tests/debian/packages
+	@mkdir -p build
 	$(SUDO) tests/debian/build.sh
 
 # From PyPI, each file with the hash that is pinned; nothing of it leaves this directory.
@@ -103,6 +114,11 @@ $(ANSIBLE): tests/ansible/requirements.txt
 	rm -rf build/ansible
 	python3 -m venv build/ansible
 	build/ansible/bin/pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r $<
-	@touch $@
+	@pwd -P >$@
+
+# It knows the path it was made at.
+ifneq ($(shell cat $(ANSIBLE) 2>/dev/null),$(CURDIR))
+$(ANSIBLE): FORCE
+endif
 
 FORCE:

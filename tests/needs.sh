@@ -4,6 +4,8 @@
 # usage: tests/needs.sh LIST...     a list holds package names; # starts a comment
 # shellcheck disable=SC2086 # a list of packages is many words
 set -eu
+# The scripts of packages make files that everybody reads.
+umask 022
 
 wanted=$(sed 's/#.*//' "$@" | tr -s ' \t\n' '\n' | sort -u)
 
