@@ -1,10 +1,14 @@
 #!/bin/sh
-# Runs the tests that cargo-nextest is told to, and says at the end what was flaky.
+# Runs the tests that cargo-nextest is told to, and says at the end what was flaky. They write into the directory SCRATCH.
 #
-# usage: tests/run.sh ARGUMENT...
+# usage: SCRATCH=DIR tests/run.sh ARGUMENT...
 set -eu
 results=build/nextest/default/junit.xml
 
+if ! tests/as-root.sh tests/takes-overlay.sh "$SCRATCH"; then
+    echo "run.sh: no overlay can lie on the file system of $SCRATCH; each test gets another one" >&2
+    export OWN_SCRATCH=1
+fi
 rm -f "$results"
 status=0
 cargo nextest run "$@" || status=$?
