@@ -1,5 +1,8 @@
 //! See the library, `nixos_install_via`.
 
+use nixos_install_via::{cli, sys::backtrace};
+
 fn main() {
-    std::process::exit(nixos_install_via::cli::main())
+    backtrace::disable_without_tables();
+    std::process::exit(cli::main())
 }
