@@ -4,6 +4,7 @@
   stdenv,
   rustPlatform,
   installShellFiles,
+  util-linux,
 }:
 let
   cargo = lib.importTOML ../Cargo.toml;
@@ -27,10 +28,12 @@ rustPlatform.buildRustPackage {
       ../.cargo
       ../Cargo.lock
       ../Cargo.toml
+      ../build.rs
       ../src
       ../tests/bench
       ../tests/demo
       ../tests/it
+      ../tests/static.sh
       (lib.fileset.maybeMissing ../templates)
     ];
   };
@@ -57,6 +60,18 @@ rustPlatform.buildRustPackage {
         installShellCompletion --cmd $command --$shell one.$shell
       done
     done
+  '';
+
+  # Debug information is all that is stripped elsewhere.
+  stripAllList = [ "bin" ];
+
+  # What is checked of every release, but for its size, which is another one with each compiler.
+  doInstallCheck = stdenv.buildPlatform.canExecute stdenv.hostPlatform;
+  nativeInstallCheckInputs = [ util-linux ];
+  installCheckPhase = ''
+    runHook preInstallCheck
+    sh tests/static.sh $out/bin/nixos-install-via
+    runHook postInstallCheck
   '';
 
   meta = {

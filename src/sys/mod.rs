@@ -1,5 +1,6 @@
 //! The operating system, as we use it: programs, files, ioctls, namespaces.
 
+pub mod backtrace;
 pub mod bundle;
 pub mod command;
 pub mod cpio;

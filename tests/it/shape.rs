@@ -50,6 +50,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("gpt::", &["disk/table.rs"]),
     ("indicatif::", &["progress"]),
     ("lzma_rust2::", &["sys/unpack.rs"]),
+    ("mimalloc::", &["main.rs"]),
     ("postcard::", &["wire/frame.rs"]),
     ("rusqlite::", &["store/db.rs"]),
     ("russh::", &["ssh/keys.rs", "ssh/server"]),
