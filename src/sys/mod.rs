@@ -1,6 +1,7 @@
 //! The operating system, as we use it: programs, files, ioctls, namespaces.
 
 pub mod bundle;
+pub mod clock;
 pub mod command;
 pub mod cpio;
 pub mod file;
