@@ -23,3 +23,7 @@ pub mod sys;
 pub mod system;
 pub mod templates;
 pub mod wire;
+
+#[cfg(test)]
+#[path = "../tests/it/wait.rs"]
+mod wait;

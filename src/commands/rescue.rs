@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::Carried;
 use crate::run;
+use crate::sys::clock::Monotonic;
 use crate::sys::{module, power};
 use crate::system::rescue::Visits;
 
@@ -29,11 +30,11 @@ pub const CONFIGURATION: &str = "rescue.json";
 pub const MODULES: &str = "modules";
 
 // How long the machine stands still after a failure, so that it can be read on its console.
-const LAST_WORDS: Duration = Duration::from_secs(15);
+const FAILURE_INTERVAL: Duration = Duration::from_secs(15);
 // How long network cards may need to appear.
-const PATIENCE: Duration = Duration::from_secs(60);
+const CARDS_TIMEOUT: Duration = Duration::from_secs(60);
 // Before a door that has failed is opened again.
-const BREATH: Duration = Duration::from_secs(1);
+const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the near end tells the rescue, by the initrd.
 #[derive(Serialize, Deserialize)]
@@ -73,7 +74,7 @@ pub fn main() -> ! {
     if let Err(error) = live() {
         say(&format!("{error:#}"));
         say("restarting into what was installed before");
-        sleep(LAST_WORDS);
+        sleep(FAILURE_INTERVAL);
     }
     let _ = power::restart();
     // The kernel panics if its first process ends, and restarts the machine then, as it was told.
@@ -85,7 +86,7 @@ fn live() -> Result<()> {
     say("the rescue has begun");
     let configuration = Configuration::read()?;
     // It goes back even if something below hangs. The door has a dead man of its own.
-    let visits = Visits::new(Duration::from_secs(configuration.timeout));
+    let visits = Visits::new(Duration::from_secs(configuration.timeout), Arc::new(Monotonic));
     let dead_man = Arc::clone(&visits);
     thread::spawn(move || {
         dead_man.wait();
@@ -93,7 +94,7 @@ fn live() -> Result<()> {
         let _ = power::restart();
     });
     load_modules();
-    match run::bring_up(&configuration.network, PATIENCE) {
+    match run::bring_up(&configuration.network, CARDS_TIMEOUT) {
         Ok(lines) => lines.iter().for_each(|line| say(line)),
         // What could be set up may be all that it takes; if not, nobody comes.
         Err(error) => say(&format!("{error:#}")),
@@ -105,7 +106,7 @@ fn live() -> Result<()> {
             bail!("the SSH server has ended ({status})");
         }
         say(&format!("the SSH server has ended ({status}) and begins again, for the disk is being written"));
-        sleep(BREATH);
+        sleep(REOPEN_INTERVAL);
     }
 }
 

@@ -161,12 +161,12 @@ mod tests {
     use crate::disk::layout::{self, Architecture};
     use crate::disk::table::{self, Ids};
     use crate::disk::{format, mount};
+    use crate::wait;
     use nix::mount::MsFlags;
     use nix::sched::{CloneFlags, unshare};
     use std::io::{BufRead, BufReader, Read};
     use std::os::unix::fs::FileExt;
     use std::process::{Command, Stdio};
-    use std::time::{Duration, Instant};
 
     const LAYOUT: &str = r#"{"disks": {"main": {"partitions": [
         {"name": "ESP", "type": "esp", "size": "40M", "content": {"type": "filesystem", "format": "vfat", "label": "ESP"}},
@@ -225,26 +225,22 @@ mod tests {
         fs::read_dir("/sys/class/block").unwrap().flatten().any(|entry| file(&entry.path()).contains(path))
     }
 
-    /// Waits a moment: a program that another test is starting has our open files until its exec.
+    /// Waits: a program that another test is starting has our open files until its exec.
     #[track_caller]
-    fn soon(what: &str, is_so: impl Fn() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while !is_so() {
-            assert!(Instant::now() < deadline, "{what}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+    fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+        wait::until(what, || is_so().then_some(()));
     }
 
     #[track_caller]
     fn assert_detached(dir: &Path) {
-        soon("something stays attached", || !attached(dir));
+        wait_until("nothing is attached", || !attached(dir));
     }
 
     /// The partitions of a loop device are no more, or it is somebody else's by now.
     #[track_caller]
     fn assert_gone(whole: &Path, nodes: &[PathBuf]) {
         let taken = Path::new("/sys/class/block").join(whole.file_name().unwrap()).join("loop");
-        soon("partitions are left", || nodes.iter().all(|node| !node.exists()) || taken.exists());
+        wait_until("no partition is left", || nodes.iter().all(|node| !node.exists()) || taken.exists());
     }
 
     fn table_for(image: &Image) -> Table {
@@ -388,11 +384,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk.img");
         for _ in 0..2 {
-            let image = std::cell::OnceCell::new();
-            soon("the lock stays", || {
-                Image::create(&path, Bytes::gib(1)).is_ok_and(|made| image.set(made).is_ok())
-            });
-            let mut image = image.into_inner().expect("it was made soon");
+            let mut image = wait::until("nobody has the lock", || Image::create(&path, Bytes::gib(1)).ok());
             let table = table_for(&image);
             drop(image.partition(&table).unwrap());
             assert!(!path.exists());

@@ -18,7 +18,7 @@ use crate::sys::netlink::{Netlink, NewLink};
 
 mod cards;
 
-const GLANCE: Duration = Duration::from_millis(100);
+const CARDS_POLL: Duration = Duration::from_millis(100);
 
 /// Waits for the cards as long as patience lasts, and sets up what is carried; returns what it did, line by line.
 pub fn bring_up(carried: &Carried, patience: Duration) -> Result<Vec<String>> {
@@ -93,7 +93,7 @@ impl Work {
                 }
                 return Ok(());
             }
-            sleep(GLANCE.min(patience));
+            sleep(CARDS_POLL.min(patience));
         }
     }
 

@@ -33,22 +33,22 @@ use crate::sys::secret::Secret;
 use crate::system::rescue::Visits;
 
 // Whoever has the key shows it within a second or two, on a slow machine and line in ten.
-const PATIENCE: Duration = Duration::from_secs(30);
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
 // The question which methods there are counts as one.
 const TRIES: usize = 1 + 3;
 // Somebody who guesses waits as long for each answer.
-const REJECTION: Duration = Duration::from_secs(1);
+const REJECTION_INTERVAL: Duration = Duration::from_secs(1);
 // Three that are not answered end a connection: the dead are noticed within a minute.
-const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVES: usize = 3;
 // One who takes nothing off a full line is not even asked.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 // Per packet: what the client sends in one piece, and what is bounded easily.
 const PACKET: u32 = 64 << 10;
 // What waits to be encrypted, in pieces of a packet.
 const PIECES: usize = 8;
 // A failed accept is mostly one of memory or descriptors, which take a while to come back.
-const BREATH: Duration = Duration::from_millis(200);
+const ACCEPT_POLL: Duration = Duration::from_millis(200);
 
 const KEX: &[kex::Name] = &[
     kex::MLKEM768X25519_SHA256,
@@ -68,6 +68,24 @@ pub struct Door {
     pub host_keys: Vec<Secret>,
     /// The public key, as one line, that opens.
     pub authorized: String,
+    pub timeouts: Timeouts,
+}
+
+/// How long the door waits for those who come.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Timeouts {
+    /// For the key.
+    pub login: Duration,
+    /// Before it asks somebody who says nothing whether they are there.
+    pub keepalive_interval: Duration,
+    /// For somebody who neither says nor takes anything.
+    pub silence: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts { login: LOGIN_TIMEOUT, keepalive_interval: KEEPALIVE_INTERVAL, silence: SILENCE_TIMEOUT }
+    }
 }
 
 /// What runs for somebody who is let in, until it returns its exit status.
@@ -76,6 +94,7 @@ pub type Session = dyn Fn(Box<dyn Read + Send>, Box<dyn Write + Send>) -> i32 + 
 /// All that connections have in common.
 struct House {
     config: Arc<Config>,
+    login_timeout: Duration,
     authorized: PublicKey,
     hall: Hall,
     visits: Arc<Visits>,
@@ -91,23 +110,32 @@ pub fn open(
     visits: Arc<Visits>,
     session: impl Fn(Box<dyn Read + Send>, Box<dyn Write + Send>) -> i32 + Send + Sync + 'static,
 ) -> Result<Infallible> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("starting the SSH server")?.block_on(admit(door, listeners, visits, session))
+}
+
+/// Does the same as [`open`] in a runtime of the caller's, and goes by the clock of that.
+pub async fn admit(
+    door: &Door,
+    listeners: Vec<TcpListener>,
+    visits: Arc<Visits>,
+    session: impl Fn(Box<dyn Read + Send>, Box<dyn Write + Send>) -> i32 + Send + Sync + 'static,
+) -> Result<Infallible> {
     let house = Arc::new(House {
-        config: Arc::new(config(host_keys(door)?)),
+        config: Arc::new(config(host_keys(door)?, &door.timeouts)),
+        login_timeout: door.timeouts.login,
         authorized: keys::public_key(&door.authorized).context("reading the key that opens the door")?,
         hall: Hall::default(),
         visits,
         session: Box::new(session),
     });
     ensure!(!listeners.is_empty(), "the door is nowhere; listen on an address at least");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.context("starting the SSH server")?.block_on(async {
-        for listener in listeners {
-            listener.set_nonblocking(true).context("listening for SSH")?;
-            let listener = tokio::net::TcpListener::from_std(listener).context("listening for SSH")?;
-            tokio::spawn(receive(Arc::clone(&house), listener));
-        }
-        future::pending().await
-    })
+    for listener in listeners {
+        listener.set_nonblocking(true).context("listening for SSH")?;
+        let listener = tokio::net::TcpListener::from_std(listener).context("listening for SSH")?;
+        tokio::spawn(receive(Arc::clone(&house), listener));
+    }
+    future::pending().await
 }
 
 fn host_keys(door: &Door) -> Result<Vec<PrivateKey>> {
@@ -122,13 +150,13 @@ fn host_keys(door: &Door) -> Result<Vec<PrivateKey>> {
     Ok(keys)
 }
 
-fn config(keys: Vec<PrivateKey>) -> Config {
+fn config(keys: Vec<PrivateKey>, timeouts: &Timeouts) -> Config {
     let sha1 = |algorithm: &Algorithm| *algorithm == Algorithm::Rsa { hash: None };
     let signatures = Preferred::DEFAULT.key.iter().filter(|algorithm| !sha1(algorithm)).cloned();
     Config {
         server_id: SshId::Standard(Cow::Borrowed("SSH-2.0-nixos_install_via")),
         methods: MethodSet::from(&[MethodKind::PublicKey][..]),
-        auth_rejection_time: REJECTION,
+        auth_rejection_time: REJECTION_INTERVAL,
         auth_rejection_time_initial: Some(Duration::ZERO),
         max_auth_attempts: TRIES,
         keys,
@@ -141,8 +169,8 @@ fn config(keys: Vec<PrivateKey>) -> Config {
             key: signatures.collect(),
             ..Preferred::DEFAULT
         },
-        inactivity_timeout: Some(SILENCE),
-        keepalive_interval: Some(KEEPALIVE),
+        inactivity_timeout: Some(timeouts.silence),
+        keepalive_interval: Some(timeouts.keepalive_interval),
         keepalive_max: KEEPALIVES,
         ..Config::default()
     }
@@ -154,14 +182,14 @@ async fn receive(house: Arc<House>, listener: tokio::net::TcpListener) {
             Ok((stream, peer)) => {
                 tokio::spawn(attend(Arc::clone(&house), stream, peer.ip()));
             }
-            Err(_) => sleep(BREATH).await,
+            Err(_) => sleep(ACCEPT_POLL).await,
         }
     }
 }
 
 /// Answers one connection to its end. What ends it is told to nobody: there is nobody else.
 async fn attend(house: Arc<House>, stream: TcpStream, from: IpAddr) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + house.login_timeout;
     let Ok((stream, line)) = twofold(stream) else { return };
     let place = house.hall.enter(from, line);
     let guest = Guest::new(Arc::clone(&house), place);
@@ -180,4 +208,26 @@ fn twofold(stream: TcpStream) -> io::Result<(TcpStream, std::net::TcpStream)> {
     let stream = stream.into_std()?;
     let line = stream.try_clone()?;
     Ok((TcpStream::from_std(stream)?, line))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_is_waited_for_half_a_minute_and_the_dead_are_noticed_within_one() {
+        let seconds = Duration::from_secs;
+        let timeouts = Timeouts::default();
+        let expected = Timeouts { login: seconds(30), keepalive_interval: seconds(15), silence: seconds(60) };
+        assert_eq!(timeouts, expected);
+        let config = config(Vec::new(), &timeouts);
+        assert_eq!(
+            (config.keepalive_interval, config.keepalive_max, config.inactivity_timeout),
+            (Some(seconds(15)), 3, Some(seconds(60)))
+        );
+        assert_eq!(
+            (config.auth_rejection_time, config.auth_rejection_time_initial, config.max_auth_attempts),
+            (seconds(1), Some(Duration::ZERO), 4)
+        );
+    }
 }

@@ -2,6 +2,7 @@
 
 pub mod backtrace;
 pub mod bundle;
+pub mod clock;
 pub mod command;
 pub mod cpio;
 pub mod file;

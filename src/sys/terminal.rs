@@ -69,13 +69,13 @@ fn read_line(input: &mut impl Read) -> io::Result<Secret> {
 mod tests {
     use std::fs::File;
     use std::process::{Command, Stdio};
-    use std::time::{Duration, Instant};
 
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     use nix::pty::openpty;
     use nix::sys::termios::{LocalFlags, tcgetattr};
 
     use super::ask_secret;
+    use crate::wait;
 
     const ASKS: &str = "sys::terminal::tests::asks";
 
@@ -101,18 +101,14 @@ mod tests {
             .stderr(full)
             .spawn()
             .unwrap();
-        let start = Instant::now();
-        let mut hidden = false;
-        while !hidden && start.elapsed() < Duration::from_secs(20) {
-            hidden = !tcgetattr(&terminal.master).unwrap().local_flags.contains(LocalFlags::ECHO);
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        if !hidden {
-            other.kill().unwrap();
-        }
+        wait::until("the echo is off", || {
+            assert!(other.try_wait().unwrap().is_none(), "it did not wait for an answer");
+            let echoes = tcgetattr(&terminal.master).unwrap().local_flags.contains(LocalFlags::ECHO);
+            (!echoes).then_some(())
+        });
         std::io::Write::write_all(&mut File::from(terminal.master), b"answer\n").unwrap();
         let mut seen = String::new();
         std::io::Read::read_to_string(&mut screen, &mut seen).unwrap();
-        assert!(other.wait().unwrap().success() && hidden, "{}", seen.trim());
+        assert!(other.wait().unwrap().success(), "{}", seen.trim());
     }
 }

@@ -22,8 +22,8 @@ mod unit;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -31,14 +31,15 @@ use super::deployment::{Action, Deployment, Ended};
 use super::profile;
 use crate::failure::refused;
 use crate::store::path::StorePath;
+use crate::sys::clock::{self, Clock, Monotonic};
 use crate::sys::power;
 use state::{Directory, Record, Stage};
 
 const ROOT: &str = "/";
 // How often somebody looks whether something has happened.
-const LOOK: Duration = Duration::from_millis(200);
+const STAGE_POLL: Duration = Duration::from_millis(200);
 // What taking a system back may need on a slow machine, besides the time limits of the deployment.
-const SPARE: Duration = Duration::from_secs(60);
+const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(60);
 // Exists where systemd is the init, and nowhere else.
 const SYSTEMD: &str = "/run/systemd/system";
 
@@ -83,12 +84,16 @@ pub fn begin(deployment: &Deployment) -> Result<String> {
     }
     let program = directory.program()?;
     if deployment.action.activates() && deployment.rollback {
-        let limit = u64::from(deployment.activation_timeout) + u64::from(deployment.confirm_timeout);
-        let limit = Duration::from_secs(limit) + SPARE;
-        unit::arm(directory.token(), &program, limit)?;
+        unit::arm(directory.token(), &program, rollback_after(deployment))?;
     }
     unit::start(directory.token(), &program, &directory.log())?;
     Ok(directory.token().to_owned())
+}
+
+/// Returns after how long the timer takes a deployment back that has not come to its end by itself.
+fn rollback_after(deployment: &Deployment) -> Duration {
+    let timeouts = u64::from(deployment.activation_timeout) + u64::from(deployment.confirm_timeout);
+    Duration::from_secs(timeouts) + ROLLBACK_TIMEOUT
 }
 
 /// Follows a deployment until it ends, or waits for a confirmation. `heard` gets what is said meanwhile.
@@ -113,7 +118,7 @@ pub fn watch(token: &str, confirm: bool, heard: &mut dyn FnMut(&str)) -> Result<
                 // Killed; the timer will take the system back, where one is armed.
                 bail!("what activates the system has died; look at journalctl -u {}", unit::name(token));
             }
-            _ => std::thread::sleep(LOOK),
+            _ => std::thread::sleep(STAGE_POLL),
         }
     }
 }
@@ -182,15 +187,17 @@ fn carry_out(directory: &Directory, record: &Record) -> Result<Ended> {
 
 fn wait_for_confirmation(directory: &Directory, deployment: &Deployment) -> Result<bool> {
     directory.stage(&Stage::Unconfirmed)?;
+    confirmed_in_time(deployment, &Monotonic, || directory.is_confirmed())
+}
+
+fn confirmed_in_time(
+    deployment: &Deployment,
+    clock: &dyn Clock,
+    is_confirmed: impl Fn() -> bool,
+) -> Result<bool> {
     let limit = Duration::from_secs(deployment.confirm_timeout.into());
-    let begin = Instant::now();
-    while !directory.is_confirmed() {
-        if begin.elapsed() >= limit {
-            return Ok(false);
-        }
-        std::thread::sleep(LOOK);
-    }
-    Ok(true)
+    let confirmed = clock::poll(clock, limit, STAGE_POLL, || Ok(is_confirmed().then_some(())))?;
+    Ok(confirmed.is_some())
 }
 
 /// Lets the machine run a system now, and judges by looking whether it does.
@@ -273,19 +280,22 @@ fn run(system: &StorePath, action: &str, limit: Duration) -> Result<ExitStatus> 
         .process_group(0)
         .spawn()
         .with_context(|| format!("starting {}", program.display()))?;
-    let begin = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().context("waiting for switch-to-configuration")? {
-            return Ok(status);
-        }
-        if begin.elapsed() >= limit {
-            let group = nix::unistd::Pid::from_raw(child.id().cast_signed());
-            let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
-            let _ = child.wait();
-            bail!("switch-to-configuration {action} did not end within {} s", limit.as_secs());
-        }
-        std::thread::sleep(LOOK);
+    match end_within(limit, &mut child, &Monotonic)? {
+        Some(status) => Ok(status),
+        None => bail!("switch-to-configuration {action} did not end within {} s", limit.as_secs()),
     }
+}
+
+/// Waits for a program, and kills it with all of its process group if it does not end within `limit`.
+fn end_within(limit: Duration, child: &mut Child, clock: &dyn Clock) -> Result<Option<ExitStatus>> {
+    let ended = || child.try_wait().context("waiting for switch-to-configuration");
+    let status = clock::poll(clock, limit, STAGE_POLL, ended)?;
+    if status.is_none() {
+        let group = nix::unistd::Pid::from_raw(child.id().cast_signed());
+        let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
+        let _ = child.wait();
+    }
+    Ok(status)
 }
 
 fn failed_units() -> BTreeSet<String> {
@@ -300,4 +310,70 @@ pub fn reboot() -> Result<()> {
         return unit::reboot();
     }
     power::restart()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::process::CommandExt;
+
+    use nix::sys::wait::{Id, WaitPidFlag, waitid};
+
+    use super::*;
+    use crate::sys::clock::testing::Stepped;
+
+    fn deployment(confirm_timeout: u32, activation_timeout: u32) -> Deployment {
+        let system = StorePath::from_base_name(&format!("{}-nixos", "a".repeat(32))).unwrap();
+        Deployment { system, action: Action::Switch, rollback: true, confirm_timeout, activation_timeout }
+    }
+
+    #[test]
+    fn a_confirmation_counts_until_its_time_is_over() {
+        for (there_at, counts) in [(0, true), (59, true), (60, true), (61, false), (1000, false)] {
+            let (clock, there_at) = (Stepped::start(), Duration::from_secs(there_at));
+            let is_confirmed = || clock.passed() >= there_at;
+            let confirmed = confirmed_in_time(&deployment(60, 600), &clock, is_confirmed).unwrap();
+            let waited = there_at.min(Duration::from_secs(60));
+            assert_eq!((confirmed, clock.passed()), (counts, waited), "at {there_at:?}");
+        }
+    }
+
+    #[test]
+    fn the_timer_takes_a_system_back_a_minute_after_all_that_it_may_need() {
+        for (confirm, activation, after) in [(60, 600, 720), (5, 5, 70), (3600, 86400, 90060)] {
+            assert_eq!(rollback_after(&deployment(confirm, activation)), Duration::from_secs(after));
+        }
+        let most = Duration::from_secs(2 * u64::from(u32::MAX) + 60);
+        assert_eq!(rollback_after(&deployment(u32::MAX, u32::MAX)), most);
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_in_time_is_killed_with_all_that_it_started() {
+        // The pipe ends when nobody has its other end any more.
+        let mut ends = Command::new("sh");
+        ends.args(["-c", "sleep 86400 & echo started; wait"]).process_group(0).stdout(Stdio::piped());
+        let mut child = ends.spawn().unwrap();
+        let mut said = child.stdout.take().unwrap();
+        said.read_exact(&mut [0; 8]).unwrap();
+        let clock = Stepped::start();
+        let limit = Duration::from_secs(600);
+        assert_eq!(end_within(limit, &mut child, &clock).unwrap(), None);
+        assert_eq!(clock.passed(), limit);
+        assert_eq!(said.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn the_status_of_a_program_that_ends_in_time_is_its_own() {
+        let mut child =
+            Command::new("sh").args(["-c", "read word; exit 7"]).stdin(Stdio::piped()).spawn().unwrap();
+        let clock = Stepped::start();
+        let (input, pid) = (child.stdin.take(), nix::unistd::Pid::from_raw(child.id().cast_signed()));
+        clock.at(Duration::from_secs(500), move || {
+            drop(input);
+            waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
+        });
+        let status = end_within(Duration::from_secs(600), &mut child, &clock).unwrap();
+        assert_eq!(status.and_then(|status| status.code()), Some(7));
+        assert_eq!(clock.passed(), Duration::from_secs(500));
+    }
 }

@@ -3,8 +3,9 @@
 //! [`DeadMan`] decides, of instants that it is told. [`Visits`] is the one that all of a rescue shares.
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::sys::clock::Clock;
 
 /// Where the initrd of a rescue has the host keys of its machine.
 pub const HOST_KEYS: &str = "host-keys";
@@ -60,16 +61,18 @@ impl DeadMan {
 }
 
 /// The dead man, shared by the door that tells it who comes and the thread that waits for its verdict.
-#[derive(Debug)]
-pub struct Visits(Mutex<DeadMan>);
+pub struct Visits {
+    clock: Arc<dyn Clock>,
+    dead_man: Mutex<DeadMan>,
+}
 
 /// Somebody who is there for as long as this is.
-#[derive(Debug)]
 pub struct Visit(Arc<Visits>);
 
 impl Visits {
-    pub fn new(timeout: Duration) -> Arc<Self> {
-        Arc::new(Visits(Mutex::new(DeadMan::new(timeout, Instant::now()))))
+    pub fn new(timeout: Duration, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let dead_man = Mutex::new(DeadMan::new(timeout, clock.now()));
+        Arc::new(Visits { clock, dead_man })
     }
 
     pub fn arrive(self: &Arc<Self>) -> Visit {
@@ -83,31 +86,32 @@ impl Visits {
     }
 
     pub fn verdict(&self) -> Verdict {
-        self.dead_man().verdict(Instant::now())
+        self.dead_man().verdict(self.clock.now())
     }
 
     /// Returns when the machine is to go back to its old system, which may be never.
     pub fn wait(&self) {
         while let Verdict::Wait(time) = self.verdict() {
-            thread::sleep(time);
+            self.clock.sleep(time);
         }
     }
 
     // What is in there holds whatever has become of the thread that changed it last.
     fn dead_man(&self) -> MutexGuard<'_, DeadMan> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.dead_man.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
 impl Drop for Visit {
     fn drop(&mut self) {
-        self.0.dead_man().left(Instant::now());
+        self.0.dead_man().left(self.0.clock.now());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::clock::testing::Stepped;
 
     enum Event {
         Arrived,
@@ -157,20 +161,16 @@ mod tests {
 
     #[test]
     fn the_verdict_is_waited_for_while_visits_come_and_go() {
-        let timeout = Duration::from_millis(200);
-        let visits = Visits::new(timeout);
-        let visit = visits.arrive();
-        let waiting = Arc::clone(&visits);
-        let waiter = thread::spawn(move || {
-            waiting.wait();
-            Instant::now()
-        });
-        thread::sleep(3 * timeout);
-        assert!(!waiter.is_finished());
-        let left = Instant::now();
-        drop(visit);
-        assert!(waiter.join().unwrap() - left >= timeout);
+        let seconds = Duration::from_secs;
+        let clock = Arc::new(Stepped::start());
+        let visits = Visits::new(seconds(60), clock.clone());
+        let (first, later) = (visits.arrive(), Arc::clone(&visits));
+        clock.at(seconds(90), move || drop(first));
+        clock.at(seconds(140), move || drop(later.arrive()));
+        visits.wait();
+        assert_eq!(clock.passed(), seconds(200));
+        assert_eq!(visits.verdict(), Verdict::Reboot);
         visits.touched();
-        assert_eq!(visits.verdict(), Verdict::Wait(timeout));
+        assert_eq!(visits.verdict(), Verdict::Wait(seconds(60)));
     }
 }

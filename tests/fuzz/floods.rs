@@ -3,7 +3,6 @@
 use std::io::{self, Cursor, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use nixos_install_via::progress::{Event, Progress};
 use nixos_install_via::wire::VERSION;
@@ -14,7 +13,7 @@ use nixos_install_via::wire::server::{self, Place};
 
 use super::memory::alone;
 use super::targets::info;
-use super::{KIB, MIB};
+use super::{KIB, MIB, wait};
 
 /// Tells when all of a text has been read.
 struct Watched(Cursor<Vec<u8>>, Arc<AtomicBool>);
@@ -36,11 +35,7 @@ impl Progress for Slow {
             assert!(line.len() < 10 * KIB);
             *self.1.lock().unwrap() += 1;
         }
-        let deadline = Instant::now() + Duration::from_secs(120);
-        while !self.0.load(Ordering::SeqCst) {
-            assert!(Instant::now() < deadline, "it is not listened to any more");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        wait::until("all is listened to", || self.0.load(Ordering::SeqCst).then_some(()));
     }
 }
 

@@ -9,6 +9,8 @@ mod memory;
 mod mutator;
 #[path = "../../fuzz/targets.rs"]
 mod targets;
+#[path = "../it/wait.rs"]
+mod wait;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -3,13 +3,9 @@
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use crate::env::{TestEnv, fixture, small_system, text};
-
-// Three times what a loaded machine took; only a failure waits for its end.
-const LIMIT: Duration = Duration::from_secs(180);
+use crate::wait;
 
 struct Booted {
     child: Child,
@@ -32,12 +28,11 @@ impl Booted {
 
     #[track_caller]
     fn wait_for(&mut self, text: &str) {
-        let begin = Instant::now();
-        while !self.said().contains(text) {
+        wait::until(&format!("the console says {text:?}"), || {
             let ended = self.child.try_wait().unwrap();
-            assert!(ended.is_none() && begin.elapsed() < LIMIT, "{ended:?}, no {text:?} in {}", self.said());
-            sleep(Duration::from_millis(50));
-        }
+            assert!(ended.is_none(), "{ended:?}, no {text:?} in {}", self.said());
+            self.said().contains(text).then_some(())
+        });
     }
 
     /// Runs a command of the booted system in it.

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 use nixos_install_via::progress::Silent;
@@ -20,6 +20,7 @@ use nixos_install_via::store::{PathInfo, closure};
 
 use crate::env::{System, TestEnv, in_root, small_system};
 use crate::real_nix;
+use crate::wait;
 
 // Root without build users, and nothing from the network.
 const CONFIG: &str = "build-users-group =\nsubstituters =\nsandbox = false\n";
@@ -156,13 +157,12 @@ struct Listening {
 impl Listening {
     fn new(root: &Path, socket: PathBuf) -> Listening {
         let child = daemon_of(root).env("NIX_DAEMON_SOCKET_PATH", &socket).spawn();
-        let child = child.expect("nix-daemon is installed");
-        let start = Instant::now();
-        while !socket.exists() {
-            assert!(start.elapsed() < Duration::from_secs(60), "nix-daemon does not listen");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Listening { child, socket }
+        let mut listening = Listening { child: child.expect("nix-daemon is installed"), socket };
+        wait::until("nix-daemon listens", || {
+            assert!(listening.child.try_wait().unwrap().is_none(), "nix-daemon has ended");
+            listening.socket.exists().then_some(())
+        });
+        listening
     }
 }
 

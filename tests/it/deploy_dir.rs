@@ -11,6 +11,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::env::{BINARY, Ran, System, TestEnv, in_root, later_system, small_system, text, tool};
 use crate::real_nix;
+use crate::wait;
 
 const PLATFORM: &str = "x86_64-linux";
 
@@ -183,11 +184,10 @@ fn what_a_running_program_uses_is_kept() {
     let script = format!("exec 3<{}/0; echo there >/ready; read word", only.display());
     let mut command = world.env.command(words.iter().copied().chain([script.as_str()]));
     let mut child = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
-    let begin = Instant::now();
-    while !world.dir.join("ready").exists() {
-        assert!(begin.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
-        sleep(Duration::from_millis(50));
-    }
+    wait::until("the program runs", || {
+        assert!(child.try_wait().unwrap().is_none(), "it has ended");
+        world.dir.join("ready").exists().then_some(())
+    });
     world.deploy(&third, &["--keep", "1"]).ok();
     assert!(in_root(&world.dir, text(&only)).exists(), "it is open");
     assert!(!in_root(&world.dir, &second.toplevel).exists());
@@ -342,12 +342,19 @@ fn whatever_kills_a_run_the_old_system_stays_and_the_next_run_completes_it() {
         world.deploy(&current, &[]).ok();
         whole = whole.min(begin.elapsed());
     }
-    let mut killed = 0;
-    for (round, part) in [2, 10, 20, 30, 40, 50, 60, 70, 80, 90, 97].into_iter().enumerate() {
+    let (parts, mut killed) = ([2, 10, 20, 30, 40, 50, 60, 70, 80, 90, 97], 0);
+    for (round, part) in parts.into_iter().cycle().enumerate() {
+        if round >= parts.len() && killed > 2 {
+            break;
+        }
         let next = world.system(round as u32 + 5);
         let mut child = world.env.start(world.words(&next, &["--keep", "1"]));
         sleep(whole * part / 100);
-        killed += usize::from(child.try_wait().unwrap().is_none());
+        match child.try_wait().unwrap() {
+            None => killed += 1,
+            // This machine has become faster.
+            Some(_) => whole /= 2,
+        }
         child.kill().unwrap();
         child.wait().unwrap();
         let leads_to = fs::canonicalize(world.dir.join("nix/var/nix/profiles")).unwrap();
@@ -364,7 +371,6 @@ fn whatever_kills_a_run_the_old_system_stays_and_the_next_run_completes_it() {
         assert_same_to_nix(&world, &[&next]);
         current = next;
     }
-    assert!(killed > 2, "the runs ended before they were killed");
 }
 
 #[test]

@@ -1,20 +1,25 @@
 //! The rescue's own SSH server, asked by the real OpenSSH client and by those who are up to no good.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command};
-use std::thread::{self, sleep};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use nixos_install_via::ssh::server::{self, Door};
+use nixos_install_via::ssh::server::{self, Door, Timeouts};
 use nixos_install_via::ssh::{KeyPair, fingerprint, public_of};
+use nixos_install_via::sys::clock::Monotonic;
 use nixos_install_via::sys::secret::Secret;
 use nixos_install_via::system::rescue::Visits;
 
-use crate::doorway::{Doorway, LONG, hash, keygen, noise};
+use crate::doorway::{Doorway, LONG, PATIENT, hash, keygen, noise};
 use crate::env::{TestEnv, ssh_word, text, tool};
+use crate::wait;
 
+const SECOND: Duration = Duration::from_secs(1);
 const MIB: u64 = 1 << 20;
 const LARGE: u64 = 64 * MIB;
 // Two packets of each kind, a window and a half, and what the allocator keeps: far from LARGE.
@@ -35,10 +40,15 @@ const KINDS: [&[&str]; 11] = [
     &["-t", "ecdsa", "-b", "384", "-m", "PKCS8"],
 ];
 
+/// No dead man.
+fn nobody() -> Arc<Visits> {
+    Visits::new(LONG, Arc::new(Monotonic))
+}
+
 #[test]
 fn the_right_key_opens_a_door_that_is_known_by_any_kind_of_host_key() {
     for kind in KINDS {
-        let doorway = Doorway::known_by(kind, LONG);
+        let doorway = Doorway::known_by(kind);
         let ran = doorway.say("hello\n");
         assert!(ran.code() == Some(0) && ran.stdout == "hello\n", "{kind:?}: {ran}");
         // As the old machine's key was known.
@@ -66,9 +76,9 @@ fn a_host_key_that_cannot_be_used_is_told() {
         assert_eq!(public_of(key), None, "{key}");
     }
     let open = |host_keys, authorized: &str| {
-        let door = Door { host_keys, authorized: authorized.to_owned() };
+        let door = Door { host_keys, authorized: authorized.to_owned(), timeouts: PATIENT };
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        server::open(&door, vec![listener], Visits::new(LONG), |_, _| 0).unwrap_err()
+        server::open(&door, vec![listener], nobody(), |_, _| 0).unwrap_err()
     };
     let useless = texts.iter().map(|key| Secret::new(key.clone().into_bytes())).collect();
     let told = open(useless, "").to_string();
@@ -110,12 +120,12 @@ fn a_key_that_is_made_opens_and_is_known() {
     let file = env.path("id");
     fs::write(&file, client.private.bytes()).unwrap();
     tool("chmod", &["600", text(&file)]);
-    let door = Door { host_keys: vec![host.private], authorized: client.public };
+    let door = Door { host_keys: vec![host.private], authorized: client.public, timeouts: PATIENT };
     let listeners = ["[::1]:0", "127.0.0.1:0"].map(|address| std::net::TcpListener::bind(address).unwrap());
     let ports = listeners.each_ref().map(|listener| listener.local_addr().unwrap().port());
     thread::spawn(move || {
         let said = |_, mut output: Box<dyn Write + Send>| output.write_all(b"here\n").map_or(1, |()| 7);
-        server::open(&door, listeners.into(), Visits::new(LONG), said).unwrap_err()
+        server::open(&door, listeners.into(), nobody(), said).unwrap_err()
     });
     for (address, port) in [("::1", ports[0]), ("127.0.0.1", ports[1])] {
         let known = env.path("known");
@@ -198,11 +208,7 @@ fn nothing_but_the_key_and_the_command_is_let_in() {
     let path = text(&doorway.env.path("master")).to_owned();
     let master = ["-M", "-S", &path, here, "serve"];
     let mut session = doorway.start(doorway.client(&master), "echo");
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !doorway.env.path("master").exists() {
-        assert!(Instant::now() < deadline, "the client opens no socket");
-        sleep(Duration::from_millis(20));
-    }
+    doorway.wait_for("master");
     let second = doorway.run(doorway.client(&["-S", &path, here, "serve"]), "hello\n");
     // The client then makes a connection of its own.
     assert!(second.stderr.contains("Session open refused by peer"), "{second}");
@@ -215,14 +221,10 @@ fn nothing_but_the_key_and_the_command_is_let_in() {
         let target = format!("{free}:127.0.0.1:{}", doorway.port);
         let target = if forward == "-L" { target } else { free.to_string() };
         let mut session = doorway.start(doorway.client(&[forward, &target, here, "serve"]), "echo");
-        let deadline = Instant::now() + Duration::from_secs(30);
-        let mut stream = loop {
-            match TcpStream::connect(("127.0.0.1", free)) {
-                Ok(stream) => break stream,
-                Err(error) => assert!(Instant::now() < deadline, "{error}"),
-            }
-            sleep(Duration::from_millis(20));
-        };
+        let mut stream = wait::until("the client listens", || {
+            assert!(session.try_wait().unwrap().is_none(), "the client has ended");
+            TcpStream::connect(("127.0.0.1", free)).ok()
+        });
         // A SOCKS 5 client that wants to go to the door itself; to a forwarded port it is noise.
         stream.write_all(&[5, 1, 0, 5, 1, 0, 1, 127, 0, 0, 1, 0, 22]).unwrap();
         let mut answer = Vec::new();
@@ -254,12 +256,27 @@ fn exit_statuses_arrive() {
 
 /// Sends noise from a thread of its own, and returns what the session says of it.
 fn send(session: &mut Child, count: u64) -> String {
-    let mut input = session.stdin.take().unwrap();
-    thread::spawn(move || {
-        // A session that ends before it has read all is tested elsewhere.
-        let _ = std::io::copy(&mut std::io::BufReader::with_capacity(1 << 16, noise(count)), &mut input);
-    });
+    begin_to_send(session, count);
     hash(session.stdout.take().unwrap())
+}
+
+/// Sends noise from a thread of its own, and returns where the thread counts it.
+fn begin_to_send(session: &mut Child, count: u64) -> Arc<AtomicU64> {
+    let mut input = session.stdin.take().unwrap();
+    let sent = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&sent);
+    thread::spawn(move || {
+        let mut noise = noise(count);
+        let mut buffer = vec![0; 1 << 16];
+        while let length @ 1.. = noise.read(&mut buffer).unwrap() {
+            // A session that ends before it has read all is tested elsewhere.
+            if input.write_all(&buffer[..length]).is_err() {
+                return;
+            }
+            counted.fetch_add(length as u64, Ordering::Relaxed);
+        }
+    });
+    sent
 }
 
 #[test]
@@ -303,10 +320,25 @@ fn a_session_that_reads_nothing_for_a_while_holds_up_nothing_but_its_input() {
     let doorway = Doorway::open();
     doorway.say("hello\n").ok();
     let before = doorway.memory();
-    // The client would give up after three seconds without an answer.
-    let alive = ["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=3", "x@127.0.0.1", "serve"];
-    let mut session = doorway.start(doorway.client(&alive), "hash 10");
-    let said = send(&mut session, LARGE);
+    let (here, master) = ("x@127.0.0.1", text(&doorway.env.path("master")).to_owned());
+    let client = doorway.client(&["-M", "-S", &master, here, "serve"]);
+    let mut session = doorway.start(client, "hash-later");
+    doorway.wait_for("master");
+    let sent = begin_to_send(&mut session, LARGE);
+    // What the client asks is answered, until it gets rid of nothing more and beyond.
+    let mut stuck = 0;
+    while stuck < 3 {
+        let sent_before = sent.load(Ordering::Relaxed);
+        // It does not go on to a connection of its own.
+        let second = doorway.client(&["-S", &master, "-o", "ProxyCommand=false", here, "serve"]);
+        let told = doorway.run(second, "hello\n");
+        assert!(told.stderr.contains("Session open refused by peer"), "{told}");
+        let sent_after = sent.load(Ordering::Relaxed);
+        stuck = if sent_after == sent_before && sent_after > 0 { stuck + 1 } else { 0 };
+        assert!(sent_after < LARGE, "what nobody reads was taken");
+    }
+    fs::write(doorway.env.path("begin"), "").unwrap();
+    let said = hash(session.stdout.take().unwrap());
     assert_eq!(said, hash(format!("{}\n", hash(noise(LARGE))).as_bytes()));
     assert!(session.wait().unwrap().success());
     let more = doorway.memory() - before;
@@ -319,10 +351,18 @@ fn a_client_that_reads_nothing_for_a_while_holds_up_the_session() {
     doorway.say("hello\n").ok();
     let before = doorway.memory();
     let mut session = doorway.start(doorway.client(&["x@127.0.0.1", "serve"]), &format!("give {LARGE}"));
-    sleep(Duration::from_secs(5));
+    let mut some = [0; MIB as usize];
+    session.stdout.as_mut().unwrap().read_exact(&mut some).unwrap();
+    // Others come and go meanwhile, which takes as long as all of it would.
+    for _ in 0..3 {
+        doorway.say("hello\n").ok();
+        assert!(!doorway.has("given"), "what nobody reads was taken");
+    }
     let more = doorway.memory() - before;
     assert!(more < MORE, "{} KiB more than before", more >> 10);
-    assert_eq!(hash(session.stdout.take().unwrap()), hash(noise(LARGE)));
+    let all = (&some[..]).chain(session.stdout.take().unwrap());
+    assert_eq!(hash(all), hash(noise(LARGE)));
+    doorway.wait_for("given");
     assert!(session.wait().unwrap().success());
 }
 
@@ -334,22 +374,36 @@ fn a_session_that_ends_before_all_is_read_ends_the_connection() {
     assert!(session.wait().unwrap().success());
 }
 
+/// Returns whether the other end has not hung up, and reads what it has said.
+fn is_open(stream: &mut TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    loop {
+        match stream.read(&mut [0; 4096]) {
+            Ok(0) => return false,
+            Ok(_) => (),
+            Err(error) => return error.kind() == ErrorKind::WouldBlock,
+        }
+    }
+}
+
 #[test]
 fn those_who_say_nothing_keep_nobody_out_and_are_sent_away() {
-    let doorway = Doorway::open();
-    let start = Instant::now();
+    let doorway = Doorway::in_standing_time();
+    let patience = Timeouts::default().login;
     let before = doorway.memory();
     let mut silent: Vec<TcpStream> = (0..50).map(|_| doorway.connect()).collect();
     // One that goes on to talk of keys, and never to the point.
     silent[49].write_all(b"SSH-2.0-slow\r\n").unwrap();
     doorway.say("hello\n").ok().stdout_has("hello");
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
-    // Even the last one is not waited for any longer.
-    let mut last = silent.pop().unwrap();
-    last.set_read_timeout(Some(Duration::from_secs(40))).unwrap();
-    while last.read(&mut [0; 4096]).expect("the door hangs up") > 0 {}
-    let passed = start.elapsed();
-    assert!(Duration::from_secs(25) < passed && passed < Duration::from_secs(35), "{passed:?}");
+    // The last ones may stay for as long as anybody, but no longer.
+    let mut last = silent.split_off(48);
+    doorway.pass(patience - SECOND);
+    doorway.say("hello\n").ok().stdout_has("hello");
+    assert!(last.iter_mut().all(is_open), "the door has hung up too early");
+    doorway.pass(SECOND);
+    for stream in &mut last {
+        wait::until("the door hangs up", || (!is_open(stream)).then_some(()));
+    }
     assert!(doorway.memory() - before < MORE);
     doorway.say("hello\n").ok().stdout_has("hello");
 }
@@ -386,34 +440,53 @@ fn noise_at_the_door_is_borne() {
 
 #[test]
 fn the_time_of_the_dead_man_begins_when_the_client_is_gone() {
-    let timeout = Duration::from_secs(4);
-    let doorway = Doorway::known_by(&["-t", "ed25519"], timeout);
+    let timeout = Duration::from_secs(300);
+    let doorway = Doorway::with_dead_man(timeout);
     let mut session = doorway.start(doorway.client(&["x@127.0.0.1", "serve"]), "note");
-    doorway.wait_for("started", Duration::from_secs(30));
-    sleep(2 * timeout);
-    assert!(!doorway.env.path("rebooted").exists());
+    doorway.wait_for("started");
+    doorway.pass(2 * timeout);
+    assert!(!doorway.has("rebooted"), "somebody was there");
     session.kill().unwrap();
     session.wait().unwrap();
-    let gone = Instant::now();
-    doorway.wait_for("ended", Duration::from_secs(5));
-    doorway.wait_for("broken", Duration::from_secs(5));
-    let rebooted = doorway.wait_for("rebooted", Duration::from_secs(10));
-    assert!(rebooted - gone > timeout - Duration::from_millis(200), "{:?}", rebooted - gone);
+    doorway.wait_for("ended");
+    doorway.wait_for("broken");
+    doorway.pass(timeout - SECOND);
+    assert!(!doorway.has("rebooted"), "somebody was there just before");
+    doorway.pass(SECOND);
+    doorway.wait_for("rebooted");
 }
 
 #[test]
-fn a_client_that_answers_no_more_is_noticed_within_about_a_minute() {
-    let doorway = Doorway::open();
-    let session = doorway.start(doorway.client(&["x@127.0.0.1", "serve"]), "note");
-    let mut other = doorway.start(doorway.client(&["x@127.0.0.1", "serve"]), "pour");
-    doorway.wait_for("started", Duration::from_secs(30));
-    other.stdout.as_mut().unwrap().read_exact(&mut [0; 4096]).unwrap();
+fn a_client_that_answers_no_more_is_noticed_within_a_minute() {
+    let doorway = Doorway::in_standing_time();
+    let client = || doorway.client(&["x@127.0.0.1", "serve"]);
+    let silent = doorway.start(client(), "note");
+    let mut full = doorway.start(client(), "pour");
+    let mut alive = doorway.start(client(), "echo");
+    let mut echoes = || {
+        alive.stdin.as_mut().unwrap().write_all(b"there?").unwrap();
+        alive.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+    };
+    doorway.wait_for("started");
+    full.stdout.as_mut().unwrap().read_exact(&mut [0; 4096]).unwrap();
+    echoes();
     // The connections stand, and nobody is there; one of them is full to the brim.
-    tool("kill", &["-STOP", &session.id().to_string(), &other.id().to_string()]);
-    doorway.wait_for("ended", Duration::from_secs(75));
-    doorway.wait_for("broken", Duration::from_secs(5));
-    doorway.wait_for("dry", Duration::from_secs(15));
-    for mut client in [session, other] {
+    tool("kill", &["-STOP", &silent.id().to_string(), &full.id().to_string()]);
+    for seconds in [15, 15, 15, 14] {
+        doorway.pass(seconds * SECOND);
+        echoes();
+        assert!(!doorway.has("ended"), "it could still answer");
+    }
+    doorway.pass(SECOND);
+    doorway.wait_for("ended");
+    doorway.wait_for("broken");
+    echoes();
+    // What was on its way when the other one stopped was taken off the line a little later.
+    wait::until("the full line is given up", || {
+        doorway.pass(SECOND);
+        doorway.has("dry").then_some(())
+    });
+    for mut client in [silent, full, alive] {
         client.kill().unwrap();
         client.wait().unwrap();
     }
@@ -421,11 +494,14 @@ fn a_client_that_answers_no_more_is_noticed_within_about_a_minute() {
 
 #[test]
 fn whoever_only_knocks_does_not_count_for_the_dead_man() {
-    let timeout = Duration::from_secs(5);
-    let doorway = Doorway::known_by(&["-t", "ed25519"], timeout);
+    let timeout = Duration::from_secs(300);
+    let doorway = Doorway::with_dead_man(timeout);
+    doorway.pass(timeout - SECOND);
     let _knocking = doorway.connect();
     keygen(&doorway.env.path("other"), &["-t", "ed25519"]);
     let wrong = doorway.client_with("other", &["x@127.0.0.1", "serve"]);
     assert_eq!(doorway.run(wrong, "hello\n").code(), Some(255));
-    doorway.wait_for("rebooted", Duration::from_secs(6));
+    assert!(!doorway.has("rebooted"));
+    doorway.pass(SECOND);
+    doorway.wait_for("rebooted");
 }

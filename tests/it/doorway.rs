@@ -1,61 +1,118 @@
 //! A door in a process of its own, and the real OpenSSH client in front of it.
+//!
+//! No time decides there: the door sends nobody away for being slow, and the clock of its dead man stands until the test
+//! lets time pass. Where what the door itself waits for is told of, its own clock stands too.
 
+use std::cell::RefCell;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread::{self, sleep};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use nixos_install_via::ssh::server::{self, Door};
+use nixos_install_via::ssh::server::{self, Door, Timeouts};
+use nixos_install_via::sys::clock::Clock;
 use nixos_install_via::sys::secret::Secret;
 use nixos_install_via::system::rescue::Visits;
 use sha2::Digest;
+use tokio::sync::mpsc;
+use tokio::task::{spawn_blocking, yield_now};
 
 use crate::env::{Ran, TestEnv, ssh_word, text, tool};
+use crate::wait;
 
-const READY: Duration = Duration::from_secs(30);
 /// What takes longer than any test of a door.
 pub const LONG: Duration = Duration::from_secs(3600);
+/// A door whose clock runs, and which waits for longer than any test.
+pub const PATIENT: Timeouts = Timeouts { login: LONG, keepalive_interval: LONG, silence: LONG };
+// Time passes in such steps, so that one thing happens after the other.
+const STEP: Duration = Duration::from_secs(1);
 
 pub struct Doorway {
     pub env: TestEnv,
     pub port: u16,
-    process: Child,
+    process: RefCell<Child>,
+    orders: ChildStdin,
+    told: RefCell<BufReader<ChildStdout>>,
 }
+
+/// How a door is opened.
+struct Opening<'a> {
+    /// What `ssh-keygen` makes the host key with.
+    key: &'a [&'a str],
+    /// Of the dead man.
+    timeout: Duration,
+    /// The door's own clock stands, and it is as patient as in a rescue.
+    stands: bool,
+}
+
+const USUAL: Opening = Opening { key: &["-t", "ed25519"], timeout: LONG, stands: false };
 
 impl Doorway {
     /// Opens a door that is known by a new Ed25519 key.
     pub fn open() -> Doorway {
-        Doorway::known_by(&["-t", "ed25519"], LONG)
+        Doorway::opened(&USUAL)
     }
 
-    /// Opens a door with a host key made by `ssh-keygen` with these options, and a dead man.
-    pub fn known_by(kind: &[&str], timeout: Duration) -> Doorway {
+    /// Opens a door with a host key made by `ssh-keygen` with these options.
+    pub fn known_by(key: &[&str]) -> Doorway {
+        Doorway::opened(&Opening { key, ..USUAL })
+    }
+
+    /// Opens a door with a dead man.
+    pub fn with_dead_man(timeout: Duration) -> Doorway {
+        Doorway::opened(&Opening { timeout, ..USUAL })
+    }
+
+    /// Opens a door on which no time passes but by [`Doorway::pass`].
+    pub fn in_standing_time() -> Doorway {
+        Doorway::opened(&Opening { stands: true, ..USUAL })
+    }
+
+    fn opened(opening: &Opening) -> Doorway {
         let env = TestEnv::new();
-        keygen(&env.path("host"), kind);
+        keygen(&env.path("host"), opening.key);
         keygen(&env.path("id"), &["-t", "ed25519"]);
         // What cannot be used does no harm.
         fs::write(env.path("host_none"), "no key at all").unwrap();
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "doorway::the_door", "--ignored", "--nocapture"])
             .env("DOOR", env.path(""))
-            .env("DOOR_TIMEOUT", timeout.as_secs().to_string())
-            .stdin(Stdio::null())
-            .stdout(fs::File::create(env.path("log")).unwrap())
+            .env("DOOR_TIMEOUT", opening.timeout.as_secs().to_string())
+            .env("DOOR_STANDS", opening.stands.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let deadline = Instant::now() + READY;
-        while !env.path("port").exists() {
-            let ended = process.try_wait().unwrap();
-            assert!(ended.is_none() && Instant::now() < deadline, "no door: {ended:?}");
-            sleep(Duration::from_millis(20));
-        }
-        let port: u16 = fs::read_to_string(env.path("port")).unwrap().parse().unwrap();
-        let doorway = Doorway { env, port, process };
+        let orders = process.stdin.take().expect("it was piped");
+        let told = RefCell::new(BufReader::new(process.stdout.take().expect("it was piped")));
+        let mut doorway = Doorway { env, port: 0, process: RefCell::new(process), orders, told };
+        doorway.port = doorway.told("port ").parse().unwrap();
         doorway.knows(&doorway.env.path("host.pub"));
         doorway
+    }
+
+    /// Waits for a line of the door's, and returns how it goes on.
+    #[track_caller]
+    fn told(&self, head: &str) -> String {
+        let mut told = self.told.borrow_mut();
+        loop {
+            let mut line = String::new();
+            assert!(told.read_line(&mut line).unwrap() > 0, "the door has ended");
+            if let Some(rest) = line.strip_prefix(head) {
+                return rest.trim_end().to_owned();
+            }
+        }
+    }
+
+    /// Lets time pass on the clocks that stand, and returns when what was due by then has been done.
+    #[track_caller]
+    pub fn pass(&self, time: Duration) {
+        writeln!(&self.orders, "{}", time.as_millis()).unwrap();
+        self.told("passed");
     }
 
     /// The client expects this host key from here on.
@@ -116,27 +173,31 @@ impl Doorway {
 
     /// The most memory that the door's process has ever had.
     pub fn memory(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.borrow().id())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
     }
 
+    pub fn has(&self, name: &str) -> bool {
+        self.env.path(name).exists()
+    }
+
     /// Waits for something that the door does in its directory.
     #[track_caller]
-    pub fn wait_for(&self, name: &str, limit: Duration) -> Instant {
-        let deadline = Instant::now() + limit;
-        while !self.env.path(name).exists() {
-            assert!(Instant::now() < deadline, "no {name} within {limit:?}");
-            sleep(Duration::from_millis(20));
-        }
-        Instant::now()
+    pub fn wait_for(&self, name: &str) {
+        wait::until(name, || {
+            let ended = self.process.borrow_mut().try_wait().unwrap();
+            assert!(ended.is_none(), "no {name}, and the door has ended: {ended:?}");
+            self.has(name).then_some(())
+        });
     }
 }
 
 impl Drop for Doorway {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let process = self.process.get_mut();
+        let _ = process.kill();
+        let _ = process.wait();
     }
 }
 
@@ -172,27 +233,119 @@ pub fn hash(mut input: impl Read) -> String {
     format!("{digest} {count}")
 }
 
+/// A clock that stands, but for the time that a test lets pass, and by which one thread sleeps: that of the dead man.
+struct Standing {
+    start: Instant,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    passed: Duration,
+    /// Until when the sleeper sleeps, if it does.
+    sleeps: Option<Duration>,
+    /// It will not sleep again.
+    awake: bool,
+}
+
+impl Standing {
+    fn new() -> Arc<Standing> {
+        Arc::new(Standing { start: Instant::now(), state: Mutex::default(), changed: Condvar::new() })
+    }
+
+    /// Lets time pass, and returns when the sleeper has done what it woke up for.
+    fn pass(&self, time: Duration) {
+        let mut state = self.state.lock().unwrap();
+        state.passed += time;
+        self.changed.notify_all();
+        let busy = |state: &mut State| !state.awake && state.sleeps.is_none_or(|until| until <= state.passed);
+        drop(self.changed.wait_while(state, busy).unwrap());
+    }
+
+    fn stays_awake(&self) {
+        self.state.lock().unwrap().awake = true;
+        self.changed.notify_all();
+    }
+}
+
+impl Clock for Standing {
+    fn now(&self) -> Instant {
+        self.start + self.state.lock().unwrap().passed
+    }
+
+    fn sleep(&self, time: Duration) {
+        let mut state = self.state.lock().unwrap();
+        let until = state.passed + time;
+        state.sleeps = Some(until);
+        self.changed.notify_all();
+        let mut state = self.changed.wait_while(state, |state| state.passed < until).unwrap();
+        state.sleeps = None;
+    }
+}
+
+/// Lets time pass as the other end orders it, and ends with that.
+async fn obey_the_clock(dead_man: Arc<Standing>, stands: bool) {
+    let (order, mut orders) = mpsc::unbounded_channel();
+    // The runtime would go on to whatever is due next by itself, were it not for this thread of its own.
+    spawn_blocking(move || {
+        for line in io::stdin().lines() {
+            let time = line.unwrap().parse().unwrap();
+            order.send(Duration::from_millis(time)).unwrap();
+        }
+    });
+    while let Some(mut left) = orders.recv().await {
+        while !left.is_zero() {
+            let step = left.min(STEP);
+            left -= step;
+            if stands {
+                tokio::time::advance(step).await;
+                // Whatever is due has its turn before this has one again; twice, for what is due by that.
+                yield_now().await;
+                yield_now().await;
+            }
+            dead_man.pass(step);
+        }
+        println!("passed");
+    }
+    std::process::exit(0);
+}
+
 #[test]
 #[ignore = "it is the other end of those that open a door, which run it"]
 fn the_door() {
     let dir = PathBuf::from(std::env::var("DOOR").expect("the other end sets it"));
     let timeout = std::env::var("DOOR_TIMEOUT").unwrap().parse().unwrap();
+    let stands = std::env::var("DOOR_STANDS").unwrap() == "true";
+    // Whoever waits for something that does not come hears of it then.
+    thread::spawn(|| {
+        thread::sleep(wait::BACKSTOP);
+        eprintln!("the door was open for too long");
+        std::process::exit(1);
+    });
     let secret = |name| Secret::new(fs::read(dir.join(name)).unwrap());
     let door = Door {
         host_keys: vec![secret("host_none"), secret("host")],
         authorized: fs::read_to_string(dir.join("id.pub")).unwrap(),
+        timeouts: if stands { Timeouts::default() } else { PATIENT },
     };
-    let visits = Visits::new(Duration::from_secs(timeout));
-    let (dead_man, place) = (visits.clone(), dir.clone());
+    let clock = Standing::new();
+    let visits = Visits::new(Duration::from_secs(timeout), clock.clone());
+    let (dead_man, place, sleeper) = (visits.clone(), dir.clone(), clock.clone());
     thread::spawn(move || {
         dead_man.wait();
         fs::write(place.join("rebooted"), "").unwrap();
+        sleeper.stays_awake();
     });
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    fs::write(dir.join("port.part"), listener.local_addr().unwrap().port().to_string()).unwrap();
-    fs::rename(dir.join("port.part"), dir.join("port")).unwrap();
+    println!("\nport {}", listener.local_addr().unwrap().port());
     let session = move |input, output| obey(&dir, input, output).unwrap();
-    panic!("{:#}", server::open(&door, vec![listener], visits, session).unwrap_err());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(stands).build();
+    let error = runtime.unwrap().block_on(async {
+        tokio::spawn(obey_the_clock(clock, stands));
+        server::admit(&door, vec![listener], visits, session).await.unwrap_err()
+    });
+    panic!("{error:#}");
 }
 
 /// Does what the first line says.
@@ -208,12 +361,14 @@ fn obey(dir: &Path, mut input: Box<dyn Read + Send>, mut output: Box<dyn Write +
     match word {
         "exit" => return Ok(number as i32),
         "hello" => output.write_all(b"hello\n")?,
-        "hash" => {
-            sleep(Duration::from_secs(number));
+        "hash" => writeln!(output, "{}", hash(input))?,
+        "hash-later" => {
+            wait::until("the word to begin", || dir.join("begin").exists().then_some(()));
             writeln!(output, "{}", hash(input))?;
         }
         "give" => {
             io::copy(&mut io::BufReader::with_capacity(1 << 16, noise(number)), &mut output)?;
+            fs::write(dir.join("given"), "")?;
         }
         "echo" => {
             io::copy(&mut io::BufReader::with_capacity(1 << 16, input), &mut output)?;

@@ -39,5 +39,6 @@ mod ssh;
 mod sshd;
 #[allow(dead_code)] // the demo uses the rest
 mod vm;
+mod wait;
 mod wire;
 mod wires;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::process::Command;
-use std::thread::{self, sleep};
+use std::thread;
 use std::time::Duration;
 
 use nixos_install_via::facts::network::Network;
@@ -15,11 +15,10 @@ use nixos_install_via::{probe, run};
 use serde_json::Value;
 
 use crate::space::{Space, checked};
+use crate::wait;
 
 /// Set where the kernel is known to have what every case needs.
 pub const COMPLETE: &str = "NETWORK_IS_COMPLETE";
-
-const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Space {
     /// Lays cables to `far`, whose ends there are called `far0` and so on.
@@ -135,13 +134,13 @@ fn moved(case: &Case) -> Option<(Picture, Space, Space, Carried)> {
     new.cables(&far, case.cables, "wan");
     new.ip("link add spare type veth peer name probe");
     set(&far, case.there);
-    new.inside(|| run::bring_up(&decided, PATIENCE).unwrap());
+    new.inside(|| run::bring_up(&decided, wait::BACKSTOP).unwrap());
     if !case.far.is_empty() {
         new.answers(case.far);
     }
     let after = new.picture("wan");
     // Nothing happens the second time.
-    new.inside(|| run::bring_up(&decided, PATIENCE).unwrap());
+    new.inside(|| run::bring_up(&decided, wait::BACKSTOP).unwrap());
     assert_eq!(new.picture("wan"), after);
     Some((before, new, far, decided))
 }
@@ -382,22 +381,25 @@ fn a_card_that_comes_late_is_waited_for_and_one_with_another_address_is_taken_if
     drop((old, far));
 
     let (new, far) = (Space::new("new"), Space::new("far"));
-    let short = Duration::from_millis(300);
-    let error = new.inside(|| run::bring_up(&decided, short).unwrap_err()).to_string();
+    let error = new.inside(|| run::bring_up(&decided, Duration::ZERO).unwrap_err()).to_string();
     assert!(error.contains(&format!("no card with the address {} (eth0) appeared", mac(0))), "{error}");
     thread::scope(|scope| {
+        new.ip("link set lo down");
         scope.spawn(|| {
-            sleep(short);
+            // It begins with that, and then waits.
+            wait::until("the loopback link is up", || {
+                new.ip("link show lo up").contains("lo:").then_some(())
+            });
             new.cables(&far, 1, "wan");
         });
-        let done = new.inside(|| run::bring_up(&decided, PATIENCE).unwrap());
+        let done = new.inside(|| run::bring_up(&decided, wait::BACKSTOP).unwrap());
         assert_eq!(done, [format!("eth0 ({}), here wan0", mac(0)), "10.1.0.2/24 on eth0".to_owned()]);
     });
 
     let other = Space::new("other");
     other.ip("link add spare type veth peer name far9");
     other.ip(&format!("link set far9 netns {}", far.name()));
-    let done = other.inside(|| run::bring_up(&decided, short).unwrap());
+    let done = other.inside(|| run::bring_up(&decided, Duration::ZERO).unwrap());
     assert_eq!(done[0], "spare is taken for eth0, for there is no other card");
     let link = other.ip("-oneline address show dev spare") + &other.ip("-oneline link show dev spare");
     assert!(link.contains(&mac(0)) && link.contains("10.1.0.2/24"), "{link}");

@@ -4,12 +4,10 @@ use std::fs::File;
 use std::process::{Command, Output, id};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 
-// A bond finds its way in less, also in an emulated machine.
-const ANSWERS: Duration = Duration::from_secs(60);
+use crate::wait;
 
 /// A network namespace, until the value goes.
 pub struct Space(String);
@@ -55,16 +53,12 @@ impl Space {
     /// Waits until an address answers from there.
     #[track_caller]
     pub fn answers(&self, address: &str) {
-        let begun = Instant::now();
-        loop {
+        wait::until(&format!("{address} answers"), || {
             let family = if address.contains(':') { "-6" } else { "-4" };
             let mut ping = Command::new("ip");
             ping.args(["netns", "exec", &self.0, "busybox", "ping", family, "-c", "1", "-W", "1", address]);
-            if ping.output().expect("busybox is installed").status.success() {
-                return;
-            }
-            assert!(begun.elapsed() < ANSWERS, "{address} does not answer: {}", self.ip("route"));
-        }
+            ping.output().expect("busybox is installed").status.success().then_some(())
+        });
     }
 }
 

@@ -16,7 +16,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::{Configuration, say};
-use crate::ssh::server::{self, Door};
+use crate::ssh::server::{self, Door, Timeouts};
+use crate::sys::clock::Monotonic;
 use crate::sys::{own_mounts, power};
 use crate::system::host_keys;
 use crate::system::rescue::{HOST_KEYS, Visits};
@@ -56,7 +57,7 @@ pub fn main() -> ! {
 fn open() -> Result<()> {
     own_mounts::make()?;
     let configuration = Configuration::read()?;
-    let visits = Visits::new(Duration::from_secs(configuration.timeout));
+    let visits = Visits::new(Duration::from_secs(configuration.timeout), Arc::new(Monotonic));
     if has_touched() {
         visits.touched();
     }
@@ -70,6 +71,7 @@ fn open() -> Result<()> {
     let door = Door {
         host_keys: keys.into_iter().map(|key| key.private).collect(),
         authorized: configuration.authorized,
+        timeouts: Timeouts::default(),
     };
     let listeners = listen(configuration.port)?;
     say(&format!("waiting for the near end on port {}", configuration.port));

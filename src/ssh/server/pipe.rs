@@ -26,7 +26,7 @@ const PLENTY: usize = 1 << 20;
 // is for what trickles in within half a day. A client that sends more keeps to no window.
 const LIMIT: usize = PLENTY + 2 * WINDOW as usize;
 // How often a shut window lets two bytes in: rarely enough to cost nothing.
-const PAUSE: Duration = Duration::from_millis(100);
+const TRICKLE_INTERVAL: Duration = Duration::from_millis(100);
 // What goes into one message to the connection, and what small packets are gathered to.
 const PIECE: usize = 64 << 10;
 // Below this, what each piece costs by itself would count.
@@ -92,7 +92,7 @@ impl Inbox {
     pub async fn pause(&self, count: usize) {
         if count <= TRICKLE as usize && self.is_full() {
             // Whichever comes first.
-            let _ = timeout(PAUSE, self.room.notified()).await;
+            let _ = timeout(TRICKLE_INTERVAL, self.room.notified()).await;
         }
     }
 
