@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use crate::link::Link;
 use crate::machine::{Keys, Machine, bytes_on_loopback};
 use crate::systems::{self, Systems};
-use crate::world::{World, median, sh};
+use crate::world::{Medium, World, median, sh};
 
 // There and back, and each way.
 const ROUND_TRIP: Duration = Duration::from_millis(50);
@@ -119,7 +119,7 @@ pub fn measure(dir: &Path, binary: &Path, rounds: usize, slow_peers: bool) {
         ("KNOWN", keys.known(0).display().to_string()),
         ("LIST", dir.join("list").display().to_string()),
     ];
-    let mut bench = Bench { world: World::new(dir, variables), keys, systems };
+    let mut bench = Bench { world: World::new(dir, Medium::Disk, variables), keys, systems };
     bench.warm();
     println!("\n{}\n", bench.systems.description);
     println!(
@@ -206,7 +206,7 @@ impl Bench {
                 rm -rf "$TARGET.db"; cp -a "$TARGET/nix/var/nix/db" "$TARGET.db""#,
                 self.systems.first
             );
-            self.world.run(&script);
+            self.world.run(&script, &[]);
         }
     }
 
@@ -244,7 +244,7 @@ impl Bench {
             ("STORE", store),
         ]);
         let before = bytes_on_loopback();
-        let near = self.world.run(way.script);
+        let near = self.world.run(way.script, &[]);
         let bytes = match &link {
             None => bytes_on_loopback() - before,
             Some(link) => link.bytes().0 + link.bytes().1,
