@@ -22,6 +22,7 @@ mod machine;
 #[allow(dead_code)]
 #[path = "../it/real_nix.rs"]
 mod real_nix;
+mod remote;
 mod ssh;
 mod systems;
 #[allow(dead_code)]

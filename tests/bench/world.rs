@@ -31,7 +31,7 @@ pub struct World {
     /// The loop device of a target that is on a disk.
     device: Option<String>,
     /// What all scripts find in their environment.
-    pub variables: Vec<(&'static str, String)>,
+    variables: Vec<(&'static str, String)>,
 }
 
 impl World {
