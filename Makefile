@@ -67,7 +67,7 @@ test-module: build ## Evaluate the NixOS module in every case (NIXPKGS=DIR: with
 	tests/needs.sh tests/packages/test
 	$(SUDO) env BINARY=$(BINARY) $(if $(NIXPKGS),NIXPKGS=$(NIXPKGS)) tests/module/run.sh
 
-bench: build build/fixture/uefi/toplevel build/fixture/bios/toplevel $(DEBIAN) ## Measure against cp, rsync, tar and nix copy (BENCH_DIR=DIR elsewhere, ONLY=local, ssh or install, ROUNDS=1 is quick)
+bench: build build/fixture/uefi/toplevel build/fixture/bios/toplevel $(DEBIAN) ## Measure against cp, rsync, tar and nix copy (BENCH_DIR=DIR elsewhere, ONLY=local, ssh, scale or install, ROUNDS=1 is quick)
 	tests/needs.sh tests/packages/bench tests/packages/test
 	cargo build --quiet --example bench
 	$(SUDO) env $(if $(BENCH_DIR),BENCH_DIR=$(BENCH_DIR)) ONLY=$(ONLY) ROUNDS=$(ROUNDS) SLOW=$(SLOW) "$(TARGET)"/debug/examples/bench

@@ -55,19 +55,27 @@ fn from_database(
     system: &StorePath,
 ) -> Result<BTreeMap<StorePath, PathInfo>> {
     let mut infos = BTreeMap::new();
+    // Each path once, whose text all that refer to it share.
+    let mut known = BTreeSet::from([system.clone()]);
     let mut waiting = vec![system.clone()];
     while let Some(path) = waiting.pop() {
-        if infos.contains_key(&path) {
-            continue;
-        }
-        let Some(info) = database.info(&path)? else {
+        let Some(mut info) = database.info(&path)? else {
             bail!(
                 "the Nix database of {} does not know {path}; \
                  is it in another root (--from), or has it been collected as garbage?",
                 root.display()
             );
         };
-        waiting.extend(info.references.iter().filter(|reference| !infos.contains_key(*reference)).cloned());
+        info.path = path.clone();
+        for reference in &mut info.references {
+            match known.get(reference) {
+                Some(shared) => *reference = shared.clone(),
+                None => {
+                    known.insert(reference.clone());
+                    waiting.push(reference.clone());
+                }
+            }
+        }
         infos.insert(path, info);
     }
     Ok(infos)

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,9 +18,11 @@ pub const HASH_LENGTH: usize = 32;
 const NAME_LIMIT: usize = 211;
 
 /// The name of a store object, without the directory: `<hash>-<name>`.
+///
+/// Clones share the text: a closure names each of its paths as often as others refer to it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct StorePath(String);
+pub struct StorePath(Arc<str>);
 
 /// A text that is no store path.
 #[derive(Debug, PartialEq, thiserror::Error)]
@@ -43,7 +46,7 @@ impl StorePath {
             }
             None => false,
         };
-        if valid { Ok(StorePath(base.to_owned())) } else { Err(StorePathError(base.to_owned())) }
+        if valid { Ok(StorePath(base.into())) } else { Err(StorePathError(base.to_owned())) }
     }
 
     /// Returns the store object that `path`, seen from its root, is or lies in.
@@ -69,7 +72,7 @@ impl StorePath {
 
     /// Returns where the object is when its root is mounted at `root`.
     pub fn in_root(&self, root: &Path) -> PathBuf {
-        root.join("nix/store").join(&self.0)
+        root.join("nix/store").join(&*self.0)
     }
 }
 

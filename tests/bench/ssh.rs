@@ -1,36 +1,22 @@
 //! deploy-via-ssh against the tools that one would use instead, in one table.
 //!
 //! Each way brings a system into a root at the other end of a real SSH connection: everything, what a
-//! mass rebuild changes, what one changed package changes, and nothing. At full speed the connection
-//! is alone on the loopback interface of a network namespace, where it is counted without cost; the
-//! slow link is a proxy with a delay and a rate.
+//! mass rebuild changes, what one changed package changes, and nothing; at full speed and over slower links.
 
 use std::path::Path;
 use std::time::Duration;
 
-use nix::sched::{CloneFlags, unshare};
-
-use crate::link::Link;
-use crate::machine::{Keys, Machine, bytes_on_loopback};
+use crate::remote::{Cost, NIX, OURS, Remote, Shape, There, Way, middle};
 use crate::systems::{self, Systems};
-use crate::world::{World, median, sh};
+use crate::world::sh;
 
-// There and back, and each way.
-const ROUND_TRIP: Duration = Duration::from_millis(50);
-const BITS_PER_SECOND: u64 = 20_000_000;
+const SLOW: Shape = Shape { round_trip: Duration::from_millis(50), bits_per_second: 20_000_000 };
+// Two sites with good links.
+const FASTER: [Shape; 2] = [
+    Shape { round_trip: Duration::from_millis(10), bits_per_second: 1_000_000_000 },
+    Shape { round_trip: Duration::from_millis(10), bits_per_second: 200_000_000 },
+];
 
-const NIX: Way = Way {
-    name: "nix copy",
-    script: r#"nix copy --no-check-sigs --from "local?root=$ROOT" --to "ssh://root@127.0.0.1?$STORE" "$SYSTEM""#,
-    often: true,
-};
-const OURS: Way = Way {
-    name: "deploy-via-ssh",
-    script: r#""$BINARY" deploy-via-ssh --progress none --copy-only --root "$TARGET" \
-        --from "$ROOT" --system "$SYSTEM" -p $PORT -i "$KEY" --ssh-option UserKnownHostsFile="$KNOWN" \
-        --ssh-option GlobalKnownHostsFile=/etc/ssh/none --ssh-option BatchMode=yes root@127.0.0.1"#,
-    often: true,
-};
 const NIX_COMPRESSING: Way = Way {
     name: "nix copy, compress",
     script: r#"nix copy --no-check-sigs --from "local?root=$ROOT" --to "ssh://root@127.0.0.1?$STORE&compress=true" "$SYSTEM""#,
@@ -47,25 +33,6 @@ const TAR: Way = Way {
     script: r#"tar -C "$ROOT" --files-from="$LIST" -cf - | ssh $NIX_SSHOPTS root@127.0.0.1 tar -C "$TARGET" -xpf -"#,
     often: true,
 };
-
-struct Way {
-    name: &'static str,
-    script: &'static str,
-    /// Whether it is short enough for a median.
-    often: bool,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum There {
-    Nothing,
-    First,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Speed {
-    Full,
-    Slow,
-}
 
 struct Case {
     what: &'static str,
@@ -96,73 +63,61 @@ const CASES: [Case; 4] = [
     Case { what: "nothing to do", there: There::First, system: |systems| &systems.first, full: &[OURS, NIX] },
 ];
 
-#[derive(Clone, Copy)]
-struct Cost {
-    wall: f64,
-    near_cpu: f64,
-    far_cpu: f64,
-    near_mib: f64,
-    far_mib: f64,
-    bytes: f64,
-}
-
 /// Measures with systems made of the store in `dir`, and prints the table.
 pub fn measure(dir: &Path, binary: &Path, rounds: usize, slow_peers: bool) {
     let systems = systems::make(dir, binary);
-    unshare(CloneFlags::CLONE_NEWNET).expect("root makes namespaces");
-    sh("ip link set lo up", &[]);
-    let keys = Keys::new(dir);
-    let variables = vec![
-        ("BINARY", binary.display().to_string()),
-        ("ROOT", systems.root.display().to_string()),
-        ("KEY", keys.identity().display().to_string()),
-        ("KNOWN", keys.known(0).display().to_string()),
-        ("LIST", dir.join("list").display().to_string()),
-    ];
-    let mut bench = Bench { world: World::new(dir, variables), keys, systems };
-    bench.warm();
+    let bench = Bench { remote: Remote::new(dir, binary, &systems.root), systems };
     println!("\n{}\n", bench.systems.description);
     println!(
         "{:<42}{:>8}{:>8}{:>8}{:>10}{:>9}{:>9}{:>9}{:>9}",
         "", "wall s", "CPU s", "far CPU", "MiB sent", "peak MiB", "far peak", "wall to", "bytes to"
     );
     let nix: Vec<Cost> = CASES.iter().map(|case| bench.at_full_speed(case, rounds, slow_peers)).collect();
-    println!(
-        "\nover {} ms of round trip and {} Mbit/s, once",
-        ROUND_TRIP.as_millis(),
-        BITS_PER_SECOND / 1_000_000
-    );
+    for shape in FASTER {
+        announce(shape);
+        for case in &CASES {
+            bench.beside_nix(case, shape);
+        }
+    }
+    announce(SLOW);
     // What is short first.
     for (case, nix) in CASES.iter().zip(&nix).rev() {
-        bench.slowly(case, nix, slow_peers);
+        match slow_peers {
+            true => bench.beside_nix(case, SLOW),
+            false => bench.alone(case, SLOW, nix),
+        }
     }
     println!(
         "\nMedians of {rounds} rounds in turn, (1) once; warm cache, to an ext4, a sync of it inside the time. Bytes in\n\
          both directions; peaks are of the largest process; the last two columns are in parts of nix copy. On the\n\
-         slow link these are nix copy's bytes at full speed, unless SLOW=1 has it wait for them."
+         slowest link these are nix copy's bytes at full speed, unless SLOW=1 has it wait for them."
+    );
+}
+
+fn announce(shape: Shape) {
+    println!(
+        "\nover {} ms of round trip and {} Mbit/s, once; alone the link carries {:.0} Mbit/s",
+        shape.round_trip.as_millis(),
+        shape.bits_per_second / 1_000_000,
+        shape.carries() / 1e6
     );
 }
 
 struct Bench {
-    world: World,
-    keys: Keys,
+    remote: Remote,
     systems: Systems,
 }
 
 impl Bench {
-    fn warm(&self) {
-        sh(r#"find "$1/nix/store" -type f -print0 | xargs -0 cat >/dev/null"#, &[&self.systems.root]);
-    }
-
     /// Prints what all ways cost, and returns what nix copy does.
-    fn at_full_speed(&mut self, case: &Case, rounds: usize, slow_peers: bool) -> Cost {
+    fn at_full_speed(&self, case: &Case, rounds: usize, slow_peers: bool) -> Cost {
         let system = self.begin(case);
         let ways = case.full.iter().filter(|way| way.often || slow_peers);
         let mut rows: Vec<(&Way, Vec<Cost>)> = ways.map(|way| (way, Vec::new())).collect();
         for round in 0..rounds {
             for (way, costs) in rows.iter_mut().filter(|(way, _)| way.often || round == 0) {
-                self.reset(case.there);
-                costs.push(self.run(way, &system, Speed::Full));
+                self.remote.reset(case.there);
+                costs.push(self.remote.run(way, system, "", None));
             }
         }
         let nix = rows.iter().find(|(way, _)| way.name == NIX.name).map(|(_, costs)| middle(costs));
@@ -173,111 +128,30 @@ impl Bench {
         nix
     }
 
-    fn slowly(&mut self, case: &Case, nix: &Cost, peers: bool) {
+    fn alone(&self, case: &Case, shape: Shape, nix: &Cost) {
         let system = self.begin(case);
-        let cost = self.run(&OURS, &system, Speed::Slow);
-        if !peers {
-            return print_row(OURS.name, "", &cost, nix, false);
-        }
-        self.reset(case.there);
-        let nix = self.run(&NIX, &system, Speed::Slow);
+        print_row(OURS.name, "", &self.remote.run(&OURS, system, "", Some(shape)), nix, false);
+    }
+
+    fn beside_nix(&self, case: &Case, shape: Shape) {
+        let system = self.begin(case);
+        let cost = self.remote.run(&OURS, system, "", Some(shape));
+        self.remote.reset(case.there);
+        let nix = self.remote.run(&NIX, system, "", Some(shape));
         print_row(OURS.name, "", &cost, &nix, true);
         print_row(NIX.name, "", &nix, &nix, true);
     }
 
-    fn begin(&self, case: &Case) -> String {
+    /// Makes the target what it is before the case, and returns the system that is to come into it.
+    fn begin(&self, case: &Case) -> &str {
         println!("{}", case.what);
-        let system = (case.system)(&self.systems).to_owned();
-        let list = self.world.target.with_file_name("list");
+        let system = (case.system)(&self.systems);
+        let list = self.remote.world.target.with_file_name("list");
         let script = r#"nix-store --store "local?root=$1" --query --requisites "$2" 2>/dev/null |
             sed 's|^/||' >"$3""#;
-        sh(script, &[&self.systems.root, Path::new(&system), &list]);
-        self.prepare(case.there);
+        sh(script, &[&self.systems.root, Path::new(system), &list]);
+        self.remote.prepare(case.there, &self.systems.first);
         system
-    }
-
-    /// Makes a target that has the first system, and remembers what is in it.
-    fn prepare(&self, there: There) {
-        self.world.clear();
-        if there == There::First {
-            let script = format!(
-                r#""$BINARY" install-to-dir --yes --progress none --from "$ROOT" --system "{}" "$TARGET"
-                ls -A "$TARGET/nix/store" >"$TARGET.first"
-                rm -rf "$TARGET.db"; cp -a "$TARGET/nix/var/nix/db" "$TARGET.db""#,
-                self.systems.first
-            );
-            self.world.run(&script);
-        }
-    }
-
-    /// Makes the target what it was.
-    fn reset(&self, there: There) {
-        match there {
-            There::Nothing => self.world.clear(),
-            There::First => {
-                let script = r#"cd "$1/nix/store"
-                    ls -A | grep -vxFf "$1.first" | xargs -r rm -rf
-                    rm -rf "$1/nix/var/nix/db"; cp -a "$1.db" "$1/nix/var/nix/db"; sync"#;
-                sh(script, &[&self.world.target]);
-            }
-        }
-    }
-
-    fn run(&mut self, way: &Way, system: &str, speed: Speed) -> Cost {
-        let machine = Machine::start(&self.keys, &self.world.target);
-        let link = (speed == Speed::Slow).then(|| Link::to_port(machine.port));
-        if let Some(link) = &link {
-            link.shape(ROUND_TRIP / 2, Some(BITS_PER_SECOND / 8));
-        }
-        let port = link.as_ref().map_or(machine.port, Link::port);
-        let known = self.keys.known(port).display().to_string();
-        let key = self.keys.identity().display().to_string();
-        let options = format!(
-            "-F none -p {port} -i {key} -o UserKnownHostsFile={known} -o GlobalKnownHostsFile=/dev/null -o BatchMode=yes"
-        );
-        let store = format!("remote-store=local%3Froot%3D{}", self.world.target.display());
-        let fixed = self.world.variables.len();
-        self.world.variables.extend([
-            ("SYSTEM", system.to_owned()),
-            ("PORT", port.to_string()),
-            ("NIX_SSHOPTS", options),
-            ("STORE", store),
-        ]);
-        let before = bytes_on_loopback();
-        let near = self.world.run(way.script);
-        let bytes = match &link {
-            None => bytes_on_loopback() - before,
-            Some(link) => link.bytes().0 + link.bytes().1,
-        };
-        self.world.variables.truncate(fixed);
-        let (far_cpu, far_mib) = machine.costs();
-        // A table that takes half an hour shows that it is alive.
-        eprintln!(
-            "bench: {} took {:.1} s and {:.1} MiB",
-            way.name,
-            near.wall,
-            bytes as f64 / f64::from(1 << 20)
-        );
-        Cost {
-            wall: near.wall,
-            near_cpu: near.cpu,
-            far_cpu,
-            near_mib: near.memory_mib,
-            far_mib,
-            bytes: bytes as f64,
-        }
-    }
-}
-
-fn middle(costs: &[Cost]) -> Cost {
-    let of = |number: fn(&Cost) -> f64| median(costs.iter().map(number));
-    Cost {
-        wall: of(|cost| cost.wall),
-        near_cpu: of(|cost| cost.near_cpu),
-        far_cpu: of(|cost| cost.far_cpu),
-        near_mib: of(|cost| cost.near_mib),
-        far_mib: of(|cost| cost.far_mib),
-        bytes: of(|cost| cost.bytes),
     }
 }
 

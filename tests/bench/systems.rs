@@ -16,13 +16,14 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use nixos_install_via::size::Bytes;
-use nixos_install_via::store::db::{self, Database};
+use nixos_install_via::store::db::Database;
 use nixos_install_via::store::hash::{Hashing, NarHash};
 use nixos_install_via::store::nar::{NarStream, Nothing};
 use nixos_install_via::store::path::{HASH_LENGTH, NIX32, STORE_DIR, StorePath};
 use nixos_install_via::store::{PathInfo, copy};
 use sha2::{Digest, Sha256};
 
+use crate::real_nix;
 use crate::world::sh;
 
 // Has many dependents; what is not a hundred paths is not much of a test.
@@ -74,7 +75,10 @@ pub fn make(dir: &Path, binary: &Path) -> Systems {
         let path = path_of(state, name);
         if valid.contains(&path) { path } else { path_of("first", name) }
     };
-    let system = |state: &str| maker.system(state, names.iter().map(|name| of(state, name)), binary, &valid);
+    let system = |state: &str| {
+        let tool = maker.tool(state, binary, &valid);
+        maker.system(state, names.iter().map(|name| of(state, name)), &tool, &valid)
+    };
     let changed = names.iter().filter(|name| valid.contains(&path_of("changed", name))).count();
     Systems {
         first: system("first"),
@@ -88,12 +92,13 @@ pub fn make(dir: &Path, binary: &Path) -> Systems {
     }
 }
 
-struct Maker {
-    root: PathBuf,
+/// Makes objects in the store of a root.
+pub struct Maker {
+    pub root: PathBuf,
 }
 
 impl Maker {
-    fn place(&self, path: &StorePath) -> PathBuf {
+    pub fn place(&self, path: &StorePath) -> PathBuf {
         path.in_root(&self.root)
     }
 
@@ -152,26 +157,34 @@ impl Maker {
         self.register(new.into_values());
     }
 
-    /// Adds the program and a system that refers to it and to packages.
-    fn system(
-        &self,
-        state: &str,
-        packages: impl Iterator<Item = StorePath>,
-        binary: &Path,
-        valid: &BTreeSet<StorePath>,
-    ) -> String {
+    /// Adds the program.
+    pub fn tool(&self, state: &str, binary: &Path, valid: &BTreeSet<StorePath>) -> StorePath {
         let program = fs::read(binary).expect("make has built it");
         // The program changes while it is worked on, and so must what has it in it.
         let mark = format!("{state} {}", hex(&Sha256::digest(&program)));
-        let tool = path_of(&mark, "nixos-install-via-0.1.0");
-        let path = path_of(&mark, "nixos-system-bench-26.05");
+        let path = path_of(&mark, "nixos-install-via-0.1.0");
+        if !valid.contains(&path) {
+            let bin = self.place(&path).join("bin");
+            fs::create_dir_all(&bin).unwrap();
+            fs::write(bin.join("nixos-install-via"), program).unwrap();
+            fs::set_permissions(bin.join("nixos-install-via"), fs::Permissions::from_mode(0o755)).unwrap();
+            self.register([path.clone()].into_iter());
+        }
+        path
+    }
+
+    /// Adds a system that refers to packages and the program.
+    pub fn system(
+        &self,
+        state: &str,
+        packages: impl Iterator<Item = StorePath>,
+        tool: &StorePath,
+        valid: &BTreeSet<StorePath>,
+    ) -> String {
+        let path = path_of(&format!("{state} {}", tool.hash_part()), "nixos-system-bench-26.05");
         if valid.contains(&path) {
             return path.to_string();
         }
-        let bin = self.place(&tool).join("bin");
-        fs::create_dir_all(&bin).unwrap();
-        fs::write(bin.join("nixos-install-via"), program).unwrap();
-        fs::set_permissions(bin.join("nixos-install-via"), fs::Permissions::from_mode(0o755)).unwrap();
         let out = self.place(&path);
         fs::create_dir_all(out.join("specialisation")).unwrap();
         fs::create_dir_all(out.join("etc")).unwrap();
@@ -185,12 +198,12 @@ impl Maker {
         ] {
             fs::write(out.join(name), contents).unwrap();
         }
-        self.register([tool, path.clone()].into_iter());
+        self.register([path.clone()].into_iter());
         path.to_string()
     }
 
     /// Registers what lies in the store, with the references that are found in it.
-    fn register(&self, paths: impl Iterator<Item = StorePath>) -> Vec<PathInfo> {
+    pub fn register(&self, paths: impl Iterator<Item = StorePath>) -> Vec<PathInfo> {
         let paths: Vec<StorePath> = paths.collect();
         let places: Vec<PathBuf> = paths.iter().map(|path| self.place(path)).collect();
         canonicalise(&places);
@@ -214,7 +227,8 @@ impl Maker {
         });
         let mut infos = infos.into_inner().unwrap();
         infos.sort_by(|a, b| a.path.cmp(&b.path));
-        db::register(&self.root, &infos, 1).expect("the database can be written");
+        let registrations: String = infos.iter().map(registration).collect();
+        real_nix::load(&self.root, &registrations);
         infos
     }
 
@@ -477,10 +491,17 @@ fn mentions(contents: &[u8]) -> impl Iterator<Item = usize> + '_ {
 }
 
 /// Returns the path that an object has in one state of the distribution.
-fn path_of(state: &str, name: &str) -> StorePath {
+pub fn path_of(state: &str, name: &str) -> StorePath {
     let digest = Sha256::digest(format!("{state} {name}"));
     let hash: String = digest.iter().map(|byte| char::from(NIX32[usize::from(byte & 31)])).collect();
     StorePath::parse(&format!("{STORE_DIR}/{hash}-{name}")).expect("the name was one of a store path")
+}
+
+/// Returns what `nix-store --load-db` reads about a path.
+fn registration(info: &PathInfo) -> String {
+    let references: String = info.references.iter().map(|reference| format!("{reference}\n")).collect();
+    let (hash, size, count) = (hex(&info.nar_hash.0), info.nar_size.0, info.references.len());
+    format!("{}\n{hash}\n{size}\n\n{count}\n{references}", info.path)
 }
 
 fn hash_part(path: &StorePath) -> [u8; HASH_LENGTH] {
@@ -527,7 +548,7 @@ fn begins_with(file: &Path, magic: &[u8]) -> bool {
     File::open(file).is_ok_and(|mut file| file.read_exact(&mut start).is_ok()) && start == magic
 }
 
-fn take(next: &Mutex<std::ops::Range<usize>>) -> Option<usize> {
+pub fn take(next: &Mutex<std::ops::Range<usize>>) -> Option<usize> {
     next.lock().unwrap().next()
 }
 

@@ -1,7 +1,7 @@
-//! Where is measured: a new ext4 for each way, and what a way costs.
+//! Where is measured: a new file system for each way, and what a way costs.
 //!
-//! The file system is new each time because one that has just lost its files makes the next ones slowly;
-//! it is in a loop device that writes past the page cache, as a disk does.
+//! It is new each time because one that has just lost its files makes the next ones slowly. An ext4 is in a
+//! loop device that writes past the page cache, as a disk does; a tmpfs shows what is left without any disk.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,40 +19,55 @@ pub struct Cost {
     pub memory_mib: f64,
 }
 
+/// What a target consists of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Medium {
+    Disk,
+    Memory,
+}
+
 pub struct World {
     pub target: PathBuf,
-    device: String,
-    /// What scripts find in their environment.
-    pub variables: Vec<(&'static str, String)>,
+    /// The loop device of a target that is on a disk.
+    device: Option<String>,
+    /// What all scripts find in their environment.
+    variables: Vec<(&'static str, String)>,
 }
 
 impl World {
-    pub fn new(dir: &Path, variables: Vec<(&'static str, String)>) -> World {
+    pub fn new(dir: &Path, medium: Medium, variables: Vec<(&'static str, String)>) -> World {
         let target = dir.join("target");
-        let script = r#"mkdir -p "$1"; umount "$1" 2>/dev/null || true; rm -f "$1.img"; fallocate --length 6G "$1.img"
+        sh(r#"mkdir -p "$1"; umount "$1" 2>/dev/null || true"#, &[&target]);
+        let script = r#"rm -f "$1.img"; fallocate --length 6G "$1.img"
             losetup --find --show --direct-io=on "$1.img" 2>/dev/null || losetup --find --show "$1.img""#;
-        let device = sh(script, &[&target]);
+        let device = (medium == Medium::Disk).then(|| sh(script, &[&target]));
         World { target, device, variables }
     }
 
     pub fn clear(&self) {
-        // A namespace that has just lost its last process keeps its mounts for a moment.
+        let Some(device) = &self.device else {
+            let script = r#"umount "$1" 2>/dev/null || true; mount -t tmpfs -o size=6G,mode=755 tmpfs "$1""#;
+            sh(script, &[&self.target]);
+            return;
+        };
+        // A namespace that has just lost its last process keeps its mounts for a moment. As many inodes as small
+        // files need.
         let script = r#"umount "$1" 2>/dev/null || true
             for try in $(seq 100); do
-                mkfs.ext4 -q -F -E nodiscard,lazy_itable_init=0,lazy_journal_init=0 "$2" && break || sleep 0.1
+                mkfs.ext4 -q -F -i 8192 -E nodiscard,lazy_itable_init=0,lazy_journal_init=0 "$2" && break || sleep 0.1
             done
             mount "$2" "$1"; sync"#;
-        sh(script, &[&self.target, Path::new(&self.device)]);
+        sh(script, &[&self.target, Path::new(device)]);
     }
 
     /// Runs one way and returns what it cost, a sync included: a child of ours waits for all of its own.
-    pub fn run(&self, script: &str) -> Cost {
+    pub fn run(&self, script: &str, variables: &[(&'static str, String)]) -> Cost {
         let report = self.target.with_extension("time");
         let begin = Instant::now();
         let mut command = Command::new("/usr/bin/time");
         command.args(["--quiet", "--format", "%U %S %M", "--output"]).arg(&report);
         command.args(["sh", "-ec", &format!("{script}\nsync --file-system \"$TARGET\"")]);
-        command.envs(self.variables.iter().cloned()).env("TARGET", &self.target);
+        command.envs(self.variables.iter().chain(variables).cloned()).env("TARGET", &self.target);
         command.env("LC_ALL", "C").env("NIX_REMOTE", "").env("NIX_CONFIG", NIX_CONFIG);
         let output = command.stdin(Stdio::null()).output().expect("GNU time is installed");
         let wall = begin.elapsed().as_secs_f64();
@@ -66,8 +81,10 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        let script = r#"umount "$1" 2>/dev/null || true; losetup --detach "$2"; rm -r "$1" "$1.img""#;
-        sh(script, &[&self.target, Path::new(&self.device)]);
+        sh(r#"umount "$1" 2>/dev/null || true; rm -r "$1""#, &[&self.target]);
+        if let Some(device) = &self.device {
+            sh(r#"losetup --detach "$2"; rm "$1.img""#, &[&self.target, Path::new(device)]);
+        }
     }
 }
 

@@ -59,7 +59,12 @@ pub fn register(root: &Path, path: &str, object: &Path, references: &[String]) {
         text.push_str(reference);
         text.push('\n');
     }
-    said("nix-store", Some(root), &["--load-db"], &text);
+    load(root, &text);
+}
+
+/// Registers what a text in the form of `nix-store --dump-db` tells of.
+pub fn load(root: &Path, text: &str) {
+    said("nix-store", Some(root), &["--load-db"], text);
 }
 
 /// Every valid path of the root has the contents that the database tells of.

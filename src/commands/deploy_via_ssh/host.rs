@@ -1,5 +1,6 @@
 //! One machine gets a system: look, decide, copy, activate, confirm.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, anyhow};
@@ -124,10 +125,11 @@ impl Story<'_> {
         let wanted: Vec<PathInfo> = lack.paths.iter().map(|&index| paths[index].clone()).collect();
         let common = if self.args.no_delta { Vec::new() } else { self.common(&lack.similar)? };
         let bases = delta::bases(&wanted, &common);
-        let base = |path: &StorePath| {
-            let base = bases.get(path)?;
-            common.iter().find(|info| info.path == *base).cloned()
-        };
+        let mut known = BTreeMap::new();
+        for info in common {
+            known.insert(info.path.clone(), info);
+        }
+        let base = |path: &StorePath| known.get(bases.get(path)?).cloned();
         Ok(wanted.into_iter().map(|info| Item { base: base(&info.path), info }).collect())
     }
 

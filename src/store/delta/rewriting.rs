@@ -37,18 +37,21 @@ impl Rewriting {
             paths.sort();
             paths
         };
-        let (old, mut free) = (foreign(base, new), foreign(new, base));
+        let old = foreign(base, new);
+        // With the packages they are of, found once: a system may refer to thousands.
+        let mut free: Vec<(String, StorePath)> =
+            foreign(new, base).into_iter().map(|path| (bases::family(path.name()), path)).collect();
         let mut pairs = vec![(base.path.clone(), new.path.clone())];
         // Equal names first, that no similar one takes their partner.
         let (same, similar): (Vec<_>, Vec<_>) =
-            old.into_iter().partition(|old| free.iter().any(|new| new.name() == old.name()));
+            old.into_iter().partition(|old| free.iter().any(|(_, new)| new.name() == old.name()));
         for old in same.into_iter().chain(similar) {
             let family = bases::family(old.name());
             let partner = (0..free.len())
-                .filter(|&at| bases::family(free[at].name()) == family)
-                .min_by_key(|&at| bases::unlikeness(old.name(), free[at].name()));
+                .filter(|&at| free[at].0 == family)
+                .min_by_key(|&at| bases::unlikeness(old.name(), free[at].1.name()));
             if let Some(at) = partner {
-                pairs.push((old, free.remove(at)));
+                pairs.push((old, free.remove(at).1));
             }
         }
         let mut pairs: Vec<Pair> =
