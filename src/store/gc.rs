@@ -309,8 +309,11 @@ mod tests {
         link(Path::new("loop"), state.join("gcroots/loop"));
         fs::create_dir(root.join("sbin")).unwrap();
         link(&object("h").join("init"), root.join("sbin/init"));
-        let all: Vec<StorePath> = roots(&root, &[]).unwrap().into_iter().collect();
-        assert_eq!(names(&all), "abcdfgh");
+        let all = roots(&root, &[]).unwrap();
+        // What machines beside this test have open is no business of its.
+        let ours: Vec<StorePath> = "abcdefgh".split("").filter(|letter| !letter.is_empty()).map(path).collect();
+        let kept: Vec<StorePath> = ours.into_iter().filter(|path| all.contains(path)).collect();
+        assert_eq!(names(&kept), "abcdfgh");
         let without = ["profiles/system", "profiles/system-1-link"].map(|link| state.join(link));
         assert!(!roots(&root, &without).unwrap().contains(&path("a")), "its generation will be gone");
         assert!(fs::symlink_metadata(state.join("gcroots/auto/dangling")).is_ok(), "links are left alone");

@@ -4,13 +4,12 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::env::{Ran, TestEnv, ssh_word, text};
 use crate::login::{Login, key};
 use crate::machine::{Machine, closure, deployment};
-use crate::vm::BACKSTOP;
+use crate::wait;
 
 /// The words of a deployment of the system `name` to a machine.
 pub fn words(login: &Login, name: &str, more: &[&str]) -> Vec<String> {
@@ -173,13 +172,11 @@ fn wherever_the_near_end_dies_the_machine_has_one_system_or_the_other() {
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        let deadline = Instant::now() + BACKSTOP;
         // What has begun goes on, and is taken back.
-        while machine.run("systemctl list-units --all --plain --no-legend 'nixos-install-via-*'").trim() != ""
-        {
-            assert!(Instant::now() < deadline, "it does not end");
-            sleep(Duration::from_millis(500));
-        }
+        wait::until("no unit of a deployment is left", || {
+            let units = machine.run("systemctl list-units --all --plain --no-legend 'nixos-install-via-*'");
+            units.trim().is_empty().then_some(())
+        });
         assert_has(&machine, "a", "a");
     }
     deploy(&machine, "b", &[]).ok();
@@ -193,12 +190,11 @@ fn a_slow_link_that_breaks_in_between_loses_nothing() {
     link.shape(Duration::from_millis(100), Some(200 << 10));
     let env = TestEnv::new();
     let mut child = env.start(words(machine.login(), "b", &[]));
-    let deadline = Instant::now() + BACKSTOP;
     let (begin, _) = link.bytes();
-    while link.bytes().0 < begin + (300 << 10) {
-        assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "it sends nothing");
-        sleep(Duration::from_millis(20));
-    }
+    wait::until("some of it is sent", || {
+        assert!(child.try_wait().unwrap().is_none(), "it ended");
+        (link.bytes().0 >= begin + (300 << 10)).then_some(())
+    });
     link.cut();
     child.kill().unwrap();
     child.wait().unwrap();

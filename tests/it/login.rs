@@ -67,7 +67,7 @@ impl Login {
     /// OpenSSH, about to run a script on the machine.
     pub fn ssh(&self, script: &str) -> Command {
         let mut ssh = Command::new("ssh");
-        ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30"]);
+        ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "ConnectTimeout=300"]);
         for option in self.ssh_options() {
             ssh.args(["-o", &option]);
         }
@@ -84,7 +84,7 @@ impl Login {
     pub fn is_reachable(&self) -> bool {
         // The first of two values counts.
         let mut ssh = Command::new("ssh");
-        ssh.args(["-o", "ConnectTimeout=3"]).args(self.ssh("true").get_args());
+        ssh.args(["-o", "ConnectTimeout=10"]).args(self.ssh("true").get_args());
         ssh.stdin(Stdio::null()).output().expect("there is ssh").status.success()
     }
 }

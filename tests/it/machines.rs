@@ -3,14 +3,13 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::env::System;
 use crate::login::Login;
 use crate::machine::{Machine, closure, deployment};
 use crate::real_nix;
-use crate::vm::BACKSTOP;
+use crate::wait;
 
 fn text(output: &Output) -> String {
     String::from_utf8_lossy(&[output.stdout.as_slice(), &output.stderr].concat()).into_owned()
@@ -60,15 +59,6 @@ fn state(machine: &Machine) -> String {
         "readlink /run/current-system /etc/static; cat /run/greeting /boot/loader/loader.conf; ls /boot/loader/entries
         systemctl show --property Id,ActiveState,InvocationID '*.service' | grep -v session; ls -l /etc /nix/var/nix/profiles",
     )
-}
-
-#[track_caller]
-fn wait_until(what: &str, happens: impl Fn() -> bool) {
-    let deadline = Instant::now() + BACKSTOP;
-    while !happens() {
-        assert!(Instant::now() < deadline, "{what} did not happen");
-        sleep(Duration::from_millis(100));
-    }
 }
 
 #[test]
@@ -190,10 +180,10 @@ fn a_broken_network_is_heard_of_by_nobody_until_it_is_mended_from_inside() {
     assert!(machine.login().lets_in());
     let (status, words) = switch(&machine, &broken, "test");
     assert_eq!(status, 0, "{words}");
-    wait_until("the loss of the network", || !machine.login().is_reachable());
+    wait::until("the network is lost", || (!machine.login().is_reachable()).then_some(()));
     let (status, words) = switch(&machine, &a, "test");
     assert_eq!(status, 0, "{words}");
-    wait_until("the return of the network", || machine.login().is_reachable());
+    wait::until("the network is back", || machine.login().is_reachable().then_some(()));
 }
 
 #[test]

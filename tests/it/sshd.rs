@@ -7,12 +7,11 @@ use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use nixos_install_via::ssh::{Address, Settings};
 
 use crate::env::{TestEnv, ssh_word, text, tool};
+use crate::wait;
 
 /// What the accounts with a password have as such.
 pub const PASSWORD: &str = "correct horse";
@@ -40,7 +39,6 @@ const ACCOUNTS: [Account; 12] = [
 // As Debian has it, and newer versions of sudo without being told.
 const SUDOERS: &str =
     "Defaults use_pty\nroot ALL=(ALL:ALL) ALL\nfree ALL=(ALL:ALL) NOPASSWD: ALL\nasked ALL=(ALL:ALL) ALL\n";
-const READY: Duration = Duration::from_secs(30);
 
 // What root may put the program into, in the order in which it is tried.
 const PLACES: [&str; 5] = ["/run", "/root", "/var/tmp", "/tmp", "/dev/shm"];
@@ -95,12 +93,11 @@ impl Sshd {
     }
 
     fn wait(&mut self) {
-        let deadline = Instant::now() + READY;
-        while TcpStream::connect((self.ip, self.port)).is_err() {
+        wait::until("sshd listens", || {
             let ended = self.namespace.try_wait().unwrap();
-            assert!(ended.is_none() && Instant::now() < deadline, "no sshd: {}", self.log());
-            sleep(Duration::from_millis(20));
-        }
+            assert!(ended.is_none(), "no sshd: {}", self.log());
+            TcpStream::connect((self.ip, self.port)).ok()
+        });
     }
 
     pub fn log(&self) -> String {
@@ -142,11 +139,7 @@ impl Sshd {
     /// What was sent goes, if not at once.
     #[track_caller]
     pub fn assert_tidy(&self) {
-        let deadline = Instant::now() + READY;
-        while !self.leftovers().is_empty() {
-            assert!(Instant::now() < deadline, "{:?} stays", self.leftovers());
-            sleep(Duration::from_millis(20));
-        }
+        wait::until("nothing that was sent is left", || self.leftovers().is_empty().then_some(()));
     }
 
     /// Ends all that runs there, at once.

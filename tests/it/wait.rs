@@ -4,7 +4,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// What hangs fails then; what works never takes as long, on any machine.
-pub const BACKSTOP: Duration = Duration::from_secs(600);
+pub const BACKSTOP: Duration = Duration::from_secs(30 * 60);
 const POLL: Duration = Duration::from_millis(20);
 
 /// Looks until something is there, and returns it.

@@ -4,15 +4,15 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::deploy_ssh::{deploy_to_all, words};
 use crate::disk_machine::DiskMachine;
 use crate::env::{Ran, TestEnv};
 use crate::login::Login;
 use crate::machine::deployment;
-use crate::vm::{BACKSTOP, Vm};
+use crate::vm::Vm;
+use crate::wait;
 
 // An emulated machine on a busy core answers slowly; nothing here waits for this to pass.
 const PATIENCE: [&str; 2] = ["--confirm-timeout", "600"];
@@ -119,10 +119,7 @@ fn whenever_the_power_of_the_machine_fails_it_boots_one_system_or_the_other() {
         let said = lines.find(|line| line.contains(moment));
         if moment == "\"start\"" {
             let (before, _) = login.link.bytes();
-            let deadline = Instant::now() + BACKSTOP;
-            while login.link.bytes().0 < before + (200 << 10) && Instant::now() < deadline {
-                sleep(Duration::from_millis(20));
-            }
+            wait::until("some of it is sent", || (login.link.bytes().0 >= before + (200 << 10)).then_some(()));
         }
         vm.kill();
         // On a copy, for a look at the disk mends what the machine shall mend.

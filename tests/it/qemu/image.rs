@@ -4,10 +4,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use crate::env::{TestEnv, fixture};
-use crate::image::{still_attached, wait_until};
+use crate::image::still_attached;
 use crate::mounted_root::assert_is_the_fixture;
 use crate::qemu::clone::assert_a_whole_system;
 use crate::vm::{BOOT, Machine, Start};
+use crate::wait;
 
 #[test]
 fn an_image_made_here_after_one_that_was_killed_boots_on_bios() {
@@ -17,13 +18,13 @@ fn an_image_made_here_after_one_that_was_killed_boots_on_bios() {
     let mut killed = env.start(&words);
     // Into the copying: what is mounted then is in use. The new file systems alone are smaller.
     let growing = env.path(".disk.img.part");
-    wait_until("the copy is under way", || {
-        fs::metadata(&growing).is_ok_and(|meta| meta.blocks() * 512 > 96 << 20)
+    wait::until("the copy is under way", || {
+        fs::metadata(&growing).ok().filter(|meta| meta.blocks() * 512 > 96 << 20)
     });
     assert!(still_attached(&env));
     killed.kill().unwrap();
     killed.wait().unwrap();
-    wait_until("what the dead one held is free", || !still_attached(&env));
+    wait::until("what the dead one held is free", || (!still_attached(&env)).then_some(()));
     assert!(!env.path("disk.img").exists(), "half an image has the name of a whole one");
 
     let mounts = || fs::read_to_string("/proc/mounts").unwrap();

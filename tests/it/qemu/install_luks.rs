@@ -7,14 +7,15 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle, sleep};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::debian::{BY_KEY, Firmware, Hardware};
 use crate::deploy_ssh::assert_undamaged;
 use crate::env::{Ran, TestEnv, holds, text};
 use crate::qemu::clone_luks::{ODD, PROMPT};
 use crate::qemu::install::{PATIENCE, Story};
-use crate::vm::{BACKSTOP, LONG};
+use crate::vm::LONG;
+use crate::wait;
 
 /// The passphrase, which nothing else in the world says.
 const POISON: &str = "poison 5f2c71d9 on every tongue";
@@ -43,19 +44,17 @@ impl Saying {
     /// Waits until stdout says some words behind others.
     #[track_caller]
     fn wait_for(&mut self, first: &str, words: &str, times: usize) {
-        let deadline = Instant::now() + BACKSTOP;
-        loop {
+        wait::until(first, || {
             // In this order, for its last words count.
             let ended = self.child.try_wait().expect("it is a child of ours").is_some();
             let said = fs::read_to_string(&self.stdout).expect("events are text");
             if said.split_once(first).is_some_and(|(_, rest)| rest.matches(words).count() >= times) {
-                return;
+                return Some(());
             }
-            let words = || fs::read_to_string(&self.stderr).unwrap_or_default();
-            assert!(!ended, "it ended without {first:?}: {}", words());
-            assert!(Instant::now() < deadline, "it does not say {first:?}: {}", words());
-            sleep(GLANCE);
-        }
+            let words = fs::read_to_string(&self.stderr).unwrap_or_default();
+            assert!(!ended, "it ended without {first:?}: {words}");
+            None
+        });
     }
 
     fn kill(mut self) {
