@@ -10,6 +10,8 @@ unset CDPATH LANGUAGE
 export LC_ALL=C.UTF-8
 # Accounts other than root read some of what is made.
 umask 022
+# A test may run its own binary as another account, whatever the umask was that it was built with.
+chmod a+rx "$1"
 
 [ "${OWN_SCRATCH-}" ] || exec "$@"
 mkdir -p "$SCRATCH"

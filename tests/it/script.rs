@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::env::{Loop, Mounted, Ran, System, TestEnv, digest, fixture, small_system, text, tool};
+use crate::env::{Loop, Mounted, Ran, System, TestEnv, digest, fixture, sh_word, small_system, text, tool};
 use crate::real_nix;
 
 /// Prints the script of a command into a file, and has it judged by those who know shells. It finds no programs
@@ -22,7 +22,7 @@ fn script(env: &TestEnv, words: &[String]) -> PathBuf {
     tool("dash", &["-n", text(&file)]);
     let path = printed.lines().find(|line| line.starts_with("PATH=")).unwrap();
     let programs = programs(env, &printed);
-    fs::write(&file, printed.replace(path, &format!("PATH={}", text(&programs)))).unwrap();
+    fs::write(&file, printed.replace(path, &format!("PATH={}", sh_word(text(&programs))))).unwrap();
     file
 }
 
