@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::env::{BINARY, Ran, System, TestEnv, fixture, in_root, small_system, text, tool};
+use crate::env::{BINARY, Ran, System, TestEnv, fixture, in_root, sh_word, small_system, text, tool};
 use crate::real_nix;
 
 struct World {
@@ -74,7 +74,7 @@ fn assert_same_root(unpacked: &Path, dir: &Path, system: &System) {
             "sh",
             &[
                 "-c",
-                "cd $1/nix/store && find . -type f -print0 | sort -z | xargs -0 sha256sum",
+                "cd \"$1/nix/store\" && find . -type f -print0 | sort -z | xargs -0 sha256sum",
                 "sh",
                 text(root),
             ],
@@ -189,7 +189,8 @@ fn what_cannot_be_is_refused_before_anything_is_written() {
 fn a_terminal_gets_no_archive() {
     let world = World::new();
     let words = world.system.words("install-to-dir", &["--archive", "-"]);
-    let line = [BINARY.to_owned()].into_iter().chain(words).collect::<Vec<_>>().join(" ");
+    let words = [BINARY.to_owned()].into_iter().chain(words).map(|word| sh_word(&word));
+    let line = words.collect::<Vec<_>>().join(" ");
     let output =
         Command::new("script").args(["-qec", &line, "/dev/null"]).stdin(Stdio::null()).output().unwrap();
     let said = Ran::new(line, output).refused();
@@ -204,7 +205,7 @@ fn a_damaged_path_is_named_and_leaves_no_archive() {
         "sh",
         &[
             "-c",
-            "chmod u+w $1 && printf Q | dd of=$1 conv=notrunc status=none && chmod 444 $1",
+            r#"chmod u+w "$1" && printf Q | dd of="$1" conv=notrunc status=none && chmod 444 "$1""#,
             "sh",
             text(&file),
         ],

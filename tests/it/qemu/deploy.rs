@@ -119,7 +119,9 @@ fn whenever_the_power_of_the_machine_fails_it_boots_one_system_or_the_other() {
         let said = lines.find(|line| line.contains(moment));
         if moment == "\"start\"" {
             let (before, _) = login.link.bytes();
-            wait::until("some of it is sent", || (login.link.bytes().0 >= before + (200 << 10)).then_some(()));
+            wait::until("some of it is sent", || {
+                (login.link.bytes().0 >= before + (200 << 10)).then_some(())
+            });
         }
         vm.kill();
         // On a copy, for a look at the disk mends what the machine shall mend.
