@@ -19,7 +19,7 @@ TARGET = $$(cargo metadata --no-deps --format-version 1 | sed -n 's/.*"target_di
 
 # Of the test runner, where there is none: the last one that is content with this project's oldest Rust.
 NEXTEST := 0.9.128
-# Twice the cores, for many tests mostly wait. No more stories have machines than there are cores.
+# Twice the cores, for many tests mostly wait.
 RUN_TESTS = SCRATCH="$(TARGET)/tmp" tests/run.sh --workspace --test-threads $(shell echo $$(($$(nproc) * 2)))
 
 # The tests attach loop devices and own store paths as root does; Debian keeps their tools in sbin.

@@ -9,8 +9,11 @@ if ! tests/as-root.sh tests/takes-overlay.sh "$SCRATCH"; then
     echo "run.sh: no overlay can lie on the file system of $SCRATCH; each test gets another one" >&2
     export OWN_SCRATCH=1
 fi
+# One machine more than there are cores, for each rests now and then. Nextest cannot reckon.
+mkdir -p build
+sed "s/^machines = .*/machines = { max-threads = $(($(nproc) + 1)) }/" .config/nextest.toml > build/nextest.toml
 rm -f "$results"
 status=0
-cargo nextest run "$@" || status=$?
+cargo nextest run --config-file build/nextest.toml "$@" || status=$?
 [ ! -e "$results" ] || python3 tests/report.py "$results" build/stories.txt
 exit "$status"

@@ -28,6 +28,11 @@ const QUESTION_LIMIT: u64 = 8 << 10;
 // What ssh reads of an answer.
 const ANSWER_LIMIT: u64 = 1 << 10;
 const ANSWERED: u8 = b'+';
+const PREFIX: &str = "nixos-install-via-";
+// What tempfile puts behind a prefix.
+const RANDOM_LENGTH: usize = 6;
+// The kernel's, without the zero at its end.
+const SOCKET_PATH_LIMIT: usize = 107;
 
 /// Where one connection's ssh is heard. Dropped, it is no longer.
 pub struct Desk {
@@ -39,7 +44,8 @@ impl Desk {
     /// Opens a desk whose questions go to `inquiry`; `program` is this binary.
     pub fn open(inquiry: Arc<Inquiry>, program: &Path) -> Result<Desk> {
         // Only its owner enters: tempfile makes it so.
-        let dir = tempfile::Builder::new().prefix("nixos-install-via-").tempdir();
+        let dir =
+            tempfile::Builder::new().prefix(PREFIX).tempdir_in(directory_for_socket(&std::env::temp_dir()));
         let dir = dir.context("making a directory for ssh's questions")?;
         symlink(program, dir.path().join(NAME)).context("naming the program for ssh's questions")?;
         let listener = UnixListener::bind(dir.path().join("socket"))
@@ -73,6 +79,12 @@ impl Drop for Desk {
         // Wakes the thread up; if that fails, it waits for nobody until we end.
         drop(UnixStream::connect(self.dir.path().join("socket")));
     }
+}
+
+/// Returns the directory for temporary files, or the usual one where the path of a socket below it would be too long.
+fn directory_for_socket(temporary: &Path) -> &Path {
+    let longest = temporary.as_os_str().len() + "/".len() + PREFIX.len() + RANDOM_LENGTH + "/socket".len();
+    if longest <= SOCKET_PATH_LIMIT { temporary } else { Path::new("/tmp") }
 }
 
 /// Hears one question out and answers it, or closes without an answer.
@@ -159,6 +171,7 @@ fn pass_on(socket: &Path, hint: &str, question: &str) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use std::net::Shutdown;
+    use std::path::PathBuf;
     use std::time::Duration;
 
     use super::super::questions::{Ask, Questions};
@@ -184,6 +197,22 @@ mod tests {
         ] {
             assert_eq!(Kind::of(hint, question), kind, "{question}");
         }
+    }
+
+    #[test]
+    fn a_socket_has_a_short_path_wherever_temporary_files_are() {
+        let (short, long) = (Path::new("/var/tmp"), PathBuf::from(format!("/{}", "t".repeat(90))));
+        for (temporary, expected) in [(short, short), (&long, Path::new("/tmp"))] {
+            assert_eq!(directory_for_socket(temporary), expected);
+        }
+        // The longest that is left as it is can be listened in.
+        let dir = tempfile::tempdir_in("/tmp").unwrap();
+        let fits = |length: usize| dir.path().join("t".repeat(length));
+        let length =
+            (1..).take_while(|&length| directory_for_socket(&fits(length)) == fits(length)).last().unwrap();
+        std::fs::create_dir(fits(length)).unwrap();
+        let inner = tempfile::Builder::new().prefix(PREFIX).tempdir_in(fits(length)).unwrap();
+        UnixListener::bind(inner.path().join("socket")).unwrap();
     }
 
     /// Returns what a program that asks this is answered, and lets go when it has been.

@@ -1,4 +1,4 @@
-//! Stories with virtual machines, of which there are no more at a time than cores.
+//! Stories with virtual machines, of which few run at a time.
 //!
 //! A machine may miss what its host had no time for, so these are tried again when they fail, and told of then.
 
