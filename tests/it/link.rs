@@ -207,9 +207,10 @@ fn deliver(chunks: Receiver<(Instant, Vec<u8>)>, mut to: Box<dyn Write + Send>, 
         while state.cut.load(Ordering::Relaxed) && !state.closed.load(Ordering::Relaxed) {
             sleep(GLANCE);
         }
+        // Before, so that whoever has them finds them counted.
+        way.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
         if to.write_all(&chunk).and_then(|()| to.flush()).is_err() {
             break;
         }
-        way.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
     }
 }
