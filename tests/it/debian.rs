@@ -124,7 +124,7 @@ impl Debian {
         Hardware::new(firmware, memory).start()
     }
 
-    /// The machine while it is on: its serial port, its shell on `/dev/hvc0`, and its time.
+    /// The machine while it is on: its serial port, its agent, and its time.
     pub fn vm(&mut self) -> &mut Vm {
         self.vm.as_mut().expect("the machine is on")
     }
