@@ -19,10 +19,12 @@ TARGET = $$(cargo metadata --no-deps --format-version 1 | sed -n 's/.*"target_di
 
 # Of the test runner, where there is none: the last one that is content with this project's oldest Rust.
 NEXTEST := 0.9.128
+# All but the examples, which have none.
+TESTS = --workspace --lib --bins --tests
 # So many tests a core, for many mostly wait; machines do less so.
 PER_CORE = 2
 check: PER_CORE = 3
-RUN_TESTS = SCRATCH="$(TARGET)/tmp" tests/run.sh --workspace --test-threads $$(($$(nproc) * $(PER_CORE)))
+RUN_TESTS = SCRATCH="$(TARGET)/tmp" tests/run.sh $(TESTS) --test-threads $$(($$(nproc) * $(PER_CORE)))
 
 # The tests attach loop devices and own store paths as root does; Debian keeps their tools in sbin.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -57,7 +59,7 @@ check: build tests-built $(FIXTURES) $(ANSIBLE) nextest ## Run the tests that ta
 # While the release binary is linked, the other cores have something to do.
 tests-built: nextest
 	tests/needs.sh tests/packages/build tests/packages/test
-	cargo nextest run --workspace --no-run
+	cargo nextest run $(TESTS) --no-run
 
 nextest:
 	@tests/needs.sh tests/packages/build

@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use nixos_install_via::sys::unpack;
+
 use crate::env::{System, tool};
 use crate::vm::{Machine, Start};
 
@@ -73,14 +75,14 @@ impl Initrd {
         let text = fs::read_to_string(self.modules.join("modules.dep")).unwrap();
         let lines: Vec<(&str, &str)> = text.lines().filter_map(|line| line.split_once(':')).collect();
         for name in names {
-            let is_it = |path: &str| path.rsplit('/').next() == Some(&format!("{name}.ko"));
+            let is_it = |path: &str| path.rsplit('/').next() == Some(&format!("{name}.ko.xz"));
             let (path, needs) =
                 lines.iter().find(|(path, _)| is_it(path)).unwrap_or_else(|| panic!("{name}"));
             // Each stands before those that it needs.
             for path in needs.split_whitespace().rev().chain([*path]) {
-                let copy = format!("modules/{}", path.rsplit('/').next().unwrap());
+                let copy = format!("modules/{}", path.rsplit('/').next().unwrap().trim_end_matches(".xz"));
                 if !self.dir.join(&copy).exists() {
-                    fs::copy(self.modules.join(path), self.dir.join(&copy)).unwrap();
+                    fs::write(self.dir.join(&copy), unpack::read(&self.modules.join(path)).unwrap()).unwrap();
                     self.load += &format!("insmod /{copy}\n");
                 }
             }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use nixos_install_via::boot::kexec::{self, KexecError};
+use nixos_install_via::sys::unpack;
 
 use crate::env::{TestEnv, fixture, in_root, text, tool};
 use crate::vm::{BOOT, Machine, Start, Vm};
@@ -139,8 +140,9 @@ impl Story {
         fs::copy(&kernel, root.join("kernel")).unwrap();
         fs::write(root.join("init"), INIT).unwrap();
         fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755)).unwrap();
-        let efivarfs = tool("find", &[text(&inside("kernel-modules")), "-name", "efivarfs.ko"]);
-        fs::copy(efivarfs, root.join("modules/efivarfs.ko")).unwrap();
+        let efivarfs = tool("find", &[text(&inside("kernel-modules")), "-name", "efivarfs.ko.xz"]);
+        fs::write(root.join("modules/efivarfs.ko"), unpack::read(Path::new(efivarfs.trim())).unwrap())
+            .unwrap();
         shell("echo efivarfs.ko >>\"$1\"", &[text(&root.join("modules/order"))]);
 
         let me = std::env::current_exe().unwrap();
