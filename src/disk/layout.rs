@@ -162,26 +162,36 @@ impl Format {
 /// What the header of LUKS2 takes, as cryptsetup makes it: the encrypted data begins behind it.
 pub const LUKS_HEADER: Bytes = Bytes::mib(16);
 
-/// How large a partition is: `"512M"`, or `"100%"` of what the others leave.
+/// What the sizes of partitions are rounded up to.
+// A multiple of 4 KiB sectors and of common erase blocks, and what other partitioning tools choose.
+pub const ALIGNMENT: Bytes = Bytes::mib(1);
+
+/// How large a partition is: `"512M"`, `"100%"` of what the others leave, or `"-8G"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
     Fixed(Bytes),
     Rest,
+    /// All but so much at the end of the disk, in which the partitions that follow have their place.
+    AllBut(Bytes),
 }
 
 impl FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "100%" => Ok(Size::Rest),
-            _ => match text.parse::<Bytes>() {
-                Ok(Bytes(0)) => {
-                    Err("a size of 0 holds nothing; write a size such as 512M, or 100%".to_owned())
-                }
-                Ok(bytes) => Ok(Size::Fixed(bytes)),
-                Err(error) => Err(format!("{error}, or 100% for what is left")),
-            },
+        if text == "100%" {
+            return Ok(Size::Rest);
+        }
+        let (left, number) = match text.strip_prefix('-') {
+            Some(number) => (true, number),
+            None => (false, text),
+        };
+        match number.parse::<Bytes>() {
+            Ok(Bytes(0)) if left => Err("a size of -0 leaves nothing; write 100%".to_owned()),
+            Ok(Bytes(0)) => Err("a size of 0 holds nothing; write a size such as 512M, or 100%".to_owned()),
+            Ok(bytes) if left => Ok(Size::AllBut(bytes)),
+            Ok(bytes) => Ok(Size::Fixed(bytes)),
+            Err(error) => Err(format!("{error}, or 100% for what is left")),
         }
     }
 }
@@ -189,11 +199,15 @@ impl FromStr for Size {
 impl fmt::Display for Size {
     /// Prints the size so that it is read back as the same size.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Size::Fixed(Bytes(bytes)) = *self else { return f.pad("100%") };
+        let (sign, bytes) = match *self {
+            Size::Rest => return f.pad("100%"),
+            Size::Fixed(Bytes(bytes)) => ("", bytes),
+            Size::AllBut(Bytes(bytes)) => ("-", bytes),
+        };
         let units = [("T", 40), ("G", 30), ("M", 20), ("K", 10)];
         match units.into_iter().find(|(_, shift)| bytes > 0 && bytes % (1 << shift) == 0) {
-            Some((unit, shift)) => f.pad(&format!("{}{unit}", bytes >> shift)),
-            None => f.pad(&bytes.to_string()),
+            Some((unit, shift)) => f.pad(&format!("{sign}{}{unit}", bytes >> shift)),
+            None => f.pad(&format!("{sign}{bytes}")),
         }
     }
 }
@@ -304,6 +318,24 @@ impl DiskLayout {
         self.mounts().iter().rev().find(|mount| under(mount)).map(|mount| mount.partition)
     }
 
+    /// Returns the least that the partitions take, with what one of them leaves behind itself.
+    pub fn least(&self) -> Bytes {
+        let sum = |partitions: &[Partition]| partitions.iter().map(Partition::least).sum::<Bytes>();
+        match self.leaving() {
+            None => sum(&self.partitions),
+            // What follows fits into what is left; validate() has seen to it.
+            Some((index, left)) => sum(&self.partitions[..=index]) + left,
+        }
+    }
+
+    /// Returns the index of the partition that leaves so much of the disk behind itself.
+    fn leaving(&self) -> Option<(usize, Bytes)> {
+        self.partitions.iter().enumerate().find_map(|(index, partition)| match partition.size {
+            Size::AllBut(left) => Some((index, left.round_up(ALIGNMENT))),
+            Size::Fixed(_) | Size::Rest => None,
+        })
+    }
+
     /// Returns the index of the EFI system partition.
     pub fn esp(&self) -> Option<usize> {
         self.partitions.iter().position(|partition| partition.kind == PartitionType::Esp)
@@ -311,6 +343,15 @@ impl DiskLayout {
 }
 
 impl Partition {
+    /// Returns the least it takes of a disk, in whole units of alignment.
+    pub fn least(&self) -> Bytes {
+        let least = match self.size {
+            Size::Fixed(size) => size,
+            Size::Rest | Size::AllBut(_) => self.content.as_ref().map_or(ALIGNMENT, Content::least),
+        };
+        least.round_up(ALIGNMENT)
+    }
+
     /// Returns what is on the partition, and within that if it is encrypted.
     pub fn layers(&self) -> impl Iterator<Item = &Content> {
         self.content.iter().flat_map(Content::layers)

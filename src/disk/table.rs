@@ -15,11 +15,9 @@ use gpt::partition_types::{OperatingSystem, Type};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::layout::{Architecture, Content, DiskLayout, LayoutError, Partition, Size};
+use super::layout::{ALIGNMENT, Architecture, DiskLayout, LayoutError, Size};
 use crate::size::Bytes;
 
-// A multiple of 4 KiB sectors and of common erase blocks, and what other partitioning tools choose.
-const ALIGNMENT: Bytes = Bytes::mib(1);
 // The backup array and header take 33 sectors of 512 bytes or 5 of 4096; a whole MiB keeps the end aligned.
 const BACKUP: Bytes = Bytes::mib(1);
 // The partition array of a usual table; more is hostile or broken.
@@ -74,7 +72,7 @@ pub fn plan(
     ids: &Ids,
 ) -> Result<Table, LayoutError> {
     block_size(sector_size).ok_or(LayoutError::SectorSize(sector_size))?;
-    let need = ALIGNMENT + BACKUP + disk.partitions.iter().map(least).sum();
+    let need = ALIGNMENT + BACKUP + disk.least();
     if need > disk_size {
         return Err(LayoutError::DoesNotFit { need, have: disk_size });
     }
@@ -85,6 +83,7 @@ pub fn plan(
         let size = match partition.size {
             Size::Fixed(size) => size.round_up(ALIGNMENT),
             Size::Rest => end - at,
+            Size::AllBut(left) => end - left.round_up(ALIGNMENT) - at,
         };
         slots.push(Slot {
             number: index as u32 + 1,
@@ -98,15 +97,6 @@ pub fn plan(
         at += size;
     }
     Ok(Table { disk_uuid: ids.disk, disk_size, sector_size, slots })
-}
-
-/// Returns the least a partition takes, in whole units of alignment.
-fn least(partition: &Partition) -> Bytes {
-    let content = || partition.content.as_ref().map_or(ALIGNMENT, Content::least);
-    match partition.size {
-        Size::Fixed(size) => size.round_up(ALIGNMENT),
-        Size::Rest => content().round_up(ALIGNMENT),
-    }
 }
 
 fn block_size(sector_size: u64) -> Option<LogicalBlockSize> {
@@ -260,6 +250,26 @@ mod tests {
             assert_eq!(sizes, [Bytes::mib(64), Bytes::mib(1), Bytes::mib(1), rest], "{size}");
             assert_eq!(slots[3].attributes, 1 << 59 | 1 << 2);
             assert_eq!(slots[2].uuid.to_string(), "6e0a3c5e-0f4a-4f5a-9f0b-0a4c5d6e7f80");
+        }
+    }
+
+    #[test]
+    fn a_partition_that_leaves_the_end_of_the_disk_ends_before_it() {
+        let swap = |size| format!(r#", {{"name": "swap", "type": "swap", "size": "{size}"}}]}}}}}}"#);
+        for (end, behind) in [("]}}}".to_owned(), None), (swap("100%"), Some(98)), (swap("16M"), Some(16))] {
+            let text = LAYOUT.replace("100%", "-102400000").replace("]}}}", &end);
+            let layout = layout::parse(&text).unwrap();
+            let of = |size| plan(layout.disk().unwrap().1, Architecture::X86_64, size, 512, &ids());
+            let slots = of(Bytes::gib(1)).unwrap().slots;
+            // 1 MiB before the first and 1 MiB for the backup table; what is left is rounded up, to 98 MiB.
+            assert_eq!(slots[3].size, Bytes::mib(1024 - 2 - 66 - 98), "{end}");
+            let found = slots.get(4).map(|slot| (slot.start, slot.size));
+            let expected = behind.map(|size| (slots[3].start + slots[3].size, Bytes::mib(size)));
+            assert_eq!(found, expected, "{end}");
+            // The root's least are 16 MiB.
+            assert!(of(Bytes::mib(2 + 66 + 16 + 98)).is_ok());
+            let (need, have) = (Bytes::mib(2 + 66 + 16 + 98), Bytes::mib(2 + 66 + 16 + 97));
+            assert_eq!(of(have), Err(LayoutError::DoesNotFit { need, have }));
         }
     }
 

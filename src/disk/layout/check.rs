@@ -34,6 +34,7 @@ impl DiskLayout {
         if let Some(partition) = before_last.iter().find(|partition| partition.size == Size::Rest) {
             return Err(LayoutError::RestNotLast(partition.name.clone()));
         }
+        self.check_left()?;
         for partition in &self.partitions {
             partition.validate()?;
         }
@@ -52,6 +53,20 @@ impl DiskLayout {
             Some(mount) => Err(LayoutError::VfatRoot(mount.mountpoint.to_owned())),
             None => Ok(()),
         }
+    }
+
+    /// Checks that the partitions behind one that leaves so much of the disk fit into that.
+    fn check_left(&self) -> Result<(), LayoutError> {
+        let Some((index, left)) = self.leaving() else { return Ok(()) };
+        let (before, behind) = self.partitions.split_at(index + 1);
+        if let Some(second) = behind.iter().find(|partition| matches!(partition.size, Size::AllBut(_))) {
+            return Err(LayoutError::LeavesTwice(second.name.clone()));
+        }
+        let need: Bytes = behind.iter().map(Partition::least).sum();
+        if need > left {
+            return Err(LayoutError::LeavesTooLittle { name: before[index].name.clone(), need, left });
+        }
+        Ok(())
     }
 
     fn check_unique(&self) -> Result<(), LayoutError> {

@@ -24,6 +24,10 @@ pub enum LayoutError {
     TooManyPartitions(usize),
     #[error("partition {0} has size 100% and others follow it; let the last partition take the rest")]
     RestNotLast(String),
+    #[error("partition {0} is the second that says what it leaves of the disk; write its own size")]
+    LeavesTwice(String),
+    #[error("partition {name} leaves {left} of the disk and what follows it takes {need}; let it leave more")]
+    LeavesTooLittle { name: String, need: Bytes, left: Bytes },
     #[error("partition {0} has size 0; write a size such as 512M, or 100%")]
     Empty(String),
     #[error("partition name {name:?} {why}")]

@@ -74,6 +74,8 @@ fn what_is_encrypted_is_mounted_and_measured_as_what_is_in_it() {
 fn every_mistake_has_its_sentence() {
     let esp_with = |key: &str, value: &str| ESP.replace(key, value);
     let with_root = |text: String| format!("{text},{ROOT}");
+    let other =
+        |size: &str, name: &str| format!(r#"{{"name": "{name}", "type": "linux", "size": "{size}"}}"#);
     let linux = |content: &str| {
         with_root(format!(r#"{{"name": "x", "type": "linux", "size": "1G", "content": {content}}}"#))
     };
@@ -93,6 +95,9 @@ fn every_mistake_has_its_sentence() {
         ),
         (root_with("", "size", "\"50%\""), "\"50%\" is not a size"),
         (root_with("", "size", "\"0\""), "a size of 0 holds nothing"),
+        (root_with("", "size", "\"-0\""), "a size of -0 leaves nothing; write 100%"),
+        (root_with("", "size", "\"-ten\""), "\"ten\" is not a size"),
+        (root_with("", "size", "\"--1G\""), "\"-1G\" is not a size"),
         (root_with("", "size", "5"), "expected a string"),
         (root_with("", "type", "\"rooot\""), "\"rooot\" is no partition type; choose one of esp, bios-boot"),
         (root_with("", "uuid", "\"1\""), "\"1\" is no partition UUID"),
@@ -173,6 +178,14 @@ fn every_mistake_has_its_sentence() {
         ),
         (root_with("content", "options", "[\"subvol=x\"]"), "/ chooses a subvolume by a mount option"),
         (format!("{ROOT},{ROOT}"), "partition root has size 100% and others follow it"),
+        (
+            format!("{},{}", root_with("", "size", "\"-1G\""), other("-512M", "b")),
+            "partition b is the second that says what it leaves of the disk; write its own size",
+        ),
+        (
+            format!("{},{}", root_with("", "size", "\"-1G\""), other("2G", "b")),
+            "partition root leaves 1 GiB of the disk and what follows it takes 2 GiB; let it leave more",
+        ),
         (with_root(root_with("", "size", "\"1G\"")), "the partition name \"root\" is used twice"),
         (
             with_root(root_with("", "size", "\"1G\"").replace("\"name\":\"root\"", "\"name\":\"b\"")),
@@ -248,6 +261,8 @@ fn a_system_with_its_root_in_memory_needs_only_a_place_for_the_store() {
 fn sizes_are_written_in_their_largest_whole_unit() {
     for (size, text) in [
         (Size::Rest, "100%"),
+        (Size::AllBut(Bytes::gib(8)), "-8G"),
+        (Size::AllBut(Bytes(1_234_567)), "-1234567"),
         (Size::Fixed(Bytes::mib(512)), "512M"),
         (Size::Fixed(Bytes::gib(2048)), "2T"),
         (Size::Fixed(Bytes(1_234_567)), "1234567"),
