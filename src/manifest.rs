@@ -42,6 +42,8 @@ pub struct Manifest {
     /// One that this version cannot make is no mistake of the manifest: the system can be built with
     /// it, installed into directories, and onto a disk with another layout.
     pub layout: Option<Result<Layout, LayoutError>>,
+    /// Why there is no layout, where the system's configuration describes its disks in another way than ours.
+    pub layout_reason: Option<String>,
     /// Programs by name, such as `mkfs.ext4`.
     pub tools: BTreeMap<String, PathBuf>,
     /// The OpenSSH client.
@@ -115,6 +117,7 @@ pub fn parse(text: &str) -> Result<Manifest, ManifestError> {
         can_touch_efi_variables: take(&mut fields, "canTouchEfiVariables")?,
         luks_devices: take(&mut fields, "luksDevices")?.unwrap_or_default(),
         layout: layout.map(|value| read_layout(&value)).transpose()?,
+        layout_reason: take(&mut fields, "layoutReason")?,
         tools: take(&mut fields, "tools")?.unwrap_or_default(),
         ssh: take(&mut fields, "ssh")?,
     };
@@ -246,6 +249,7 @@ mod tests {
             can_touch_efi_variables,
             luks_devices,
             layout,
+            layout_reason,
             tools,
             ssh,
         } = parse(example).unwrap();
@@ -256,6 +260,7 @@ mod tests {
         assert_eq!(can_touch_efi_variables, Some(false));
         assert_eq!(luks_devices["data"], Path::new("/dev/disk/by-partlabel/data"));
         assert_eq!(layout.unwrap().unwrap().disk().unwrap().1.partitions.len(), 3);
+        assert_eq!(layout_reason, None);
         assert!(tools.contains_key("mkfs.ext4") && ssh.is_some());
 
         let Value::Object(fields) = serde_json::from_str(example).unwrap() else { panic!("no object") };
@@ -297,12 +302,21 @@ mod tests {
                 r#"{"version":1,"ssh":"/nix/store/0c5mzqyfjhyxv5bmpanmc7dzl5cfbhzj-x/../../../bin/ssh"}"#,
                 "which is not a path in the Nix store",
             ),
+            (r#"{"version":1,"layoutReason":["zfs"]}"#, "layoutReason: invalid type: sequence"),
             (r#"{"version":1,"layout":"ext4"}"#, "in the manifest, "),
             (r#"{"version":1,"layout":{"disks":{}}}"#, "in the manifest, "),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(words) && !error.contains('\n'), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_manifest_without_a_layout_may_say_why() {
+        let text = r#"{"version":1,"layout":null,"layoutReason":"disko.devices.zpool.tank holds /"}"#;
+        let manifest = parse(text).unwrap();
+        assert_eq!(manifest.layout, None);
+        assert_eq!(manifest.layout_reason.as_deref(), Some("disko.devices.zpool.tank holds /"));
     }
 
     #[test]
@@ -361,6 +375,7 @@ mod tests {
             }
             let text = std::fs::read_to_string(&path).unwrap();
             let manifest = parse(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            assert!(manifest.layout.is_none() || manifest.layout_reason.is_none(), "{}", path.display());
             if let Some(layout) = manifest.layout {
                 // What the layout encrypts is what the initrd opens.
                 names::check(&layout.unwrap(), "", &manifest.luks_devices).unwrap();
