@@ -11,10 +11,10 @@
 }:
 let
   inherit (lib)
-    mkAfter
     mkDefault
     mkIf
     mkMerge
+    mkOrder
     ;
 
   cfg = config.installVia;
@@ -195,8 +195,8 @@ in
 
       environment.systemPackages = [ cfg.package ];
 
-      # After NixOS's own, one of which makes $out/bin with a plain mkdir.
-      system.systemBuilderCommands = mkAfter ''
+      # After all others, for NixOS and people make $out/bin with a plain mkdir, also in the order of mkAfter.
+      system.systemBuilderCommands = mkOrder 100000 ''
         mkdir -p "$out/bin" "$out/install-via"
         ${generator}/bin/nixos-install-via generate \
           --toplevel "$out" \
@@ -217,9 +217,17 @@ in
       boot.loader.systemd-boot.xbootldrMountPoint = mkIf (xbootldrMount != null) (
         mkDefault xbootldrMount.mountpoint
       );
-      boot.loader.grub.devices = mkIf (loader.kind == "grub" && biosDisks != [ ]) (
-        mkDefault (map (disk: disk.device) biosDisks)
-      );
+      # Where the configuration names no devices. Some NixOS define them as an empty list, before which an
+      # mkDefault counts for nothing.
+      boot.loader.grub.mirroredBoots =
+        mkIf (loader.kind == "grub" && biosDisks != [ ] && config.boot.loader.grub.devices == [ ])
+          [
+            {
+              path = "/boot";
+              devices = map (disk: disk.device) biosDisks;
+              inherit (config.boot.loader.efi) efiSysMountPoint;
+            }
+          ];
 
       systemd.repart = {
         # A scripted stage 1 cannot, and the file systems of stage 2 are grown after it.

@@ -6,9 +6,10 @@ let
   on = name: (loader.${name} or { }).enable or false;
   lanzaboote = config.boot.lanzaboote or { };
   esp = loader.efi.efiSysMountPoint;
-  # systemd-boot keeps all generations where no limit is given; warn where not even a few fit.
+  # systemd-boot keeps all generations where no limit is given, and GRUB a hundred, which is NixOS's number
+  # and no one's wish; warn where not even a few fit.
   unlimited = 4;
-  limit = value: if value == null || value == 0 then unlimited else value;
+  limit = value: if value == null || value == 0 || value >= 100 then unlimited else value;
 in
 rec {
   kind =
@@ -24,18 +25,9 @@ rec {
       "grub"
     else if on "generic-extlinux-compatible" then
       "extlinux"
-    else if
-      lib.any on [
-        "external"
-        "refind"
-        "initScript"
-        "generationsDir"
-        "raspberryPi"
-      ]
-    then
-      "other"
+    # There are more loaders than NixOS has, and the program that installs one tells more than its options.
     else
-      "none";
+      "other";
 
   espMountPoint =
     {

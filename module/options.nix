@@ -142,7 +142,8 @@ let
     options = {
       device = optionalText ''
         The disk that the configuration is written for. It is never followed, for the command names the
-        disk; GRUB for BIOS is configured with it, and several disks are told apart by it.
+        disk; GRUB for BIOS is configured with it where {option}`boot.loader.grub.devices` names none, and
+        several disks are told apart by it.
       '' "/dev/sda";
       partitions = mkOption {
         type = types.listOf partition;

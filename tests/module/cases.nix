@@ -19,6 +19,13 @@ let
   grub = {
     boot.loader.grub.enable = true;
   };
+  # The disks of GRUB where NixOS defines them without a condition.
+  olderGrub = {
+    boot.loader.grub = {
+      devices = [ ];
+      mirroredBoots = [ ];
+    };
+  };
   preset = name: { installVia.preset = name; };
   onSda = {
     installVia.layout.disks.main.device = "/dev/sda";
@@ -125,7 +132,9 @@ let
     ++ lib.optional (
       config.boot.loader.systemd-boot.xbootldrMountPoint != null
     ) "kernels ${config.boot.loader.systemd-boot.xbootldrMountPoint}"
-    ++ map (device: "grub ${device}") config.boot.loader.grub.devices;
+    ++ map (device: "grub ${device}") (
+      lib.concatMap (boot: boot.devices) config.boot.loader.grub.mirroredBoots
+    );
 
   same = name: got: want: {
     inherit name got want;
@@ -321,6 +330,28 @@ rec {
       "repart in stage 2"
       "grub /dev/sda"
     ])
+    (boots "bios-grub in a NixOS that defines the disks of GRUB as a list" (presetModules.bios-grub ++ [ olderGrub ]) [
+      "/ /dev/disk/by-label/nixos ext4 ${grows}"
+      "repart root"
+      "repart in stage 2"
+      "grub /dev/sda"
+    ])
+    (boots "bios-grub and a disk of its own" (
+      presetModules.bios-grub ++ [ { boot.loader.grub.device = "/dev/sdb"; } ]
+    ) [
+      "/ /dev/disk/by-label/nixos ext4 ${grows}"
+      "repart root"
+      "repart in stage 2"
+      "grub /dev/sdb"
+    ])
+    (boots "bios-grub and the same disk" (
+      presetModules.bios-grub ++ [ { boot.loader.grub.devices = [ "/dev/sda" ]; } ]
+    ) [
+      "/ /dev/disk/by-label/nixos ext4 ${grows}"
+      "repart root"
+      "repart in stage 2"
+      "grub /dev/sda"
+    ])
     (boots "hybrid" presetModules.hybrid [
       "/ /dev/disk/by-label/nixos ext4 ${grows}"
       "/boot/efi /dev/disk/by-label/ESP vfat umask=0077"
@@ -511,6 +542,15 @@ rec {
       ]
     )
 
+    (
+      let
+        others = "mkdir $out/bin # a person's";
+        config = of [ { system.systemBuilderCommands = lib.mkAfter "${others}\n"; } ];
+        first = lib.head (lib.splitString "install-via" config.system.systemBuilderCommands);
+      in
+      same "what makes bin with a plain mkdir comes before" (lib.hasInfix others first) true
+    )
+
     # --- what a configuration has of its own is kept ---
     (boots "own file systems" own [
       "/ /dev/disk/by-uuid/44444444-4444-4444-8888-888888888888 xfs defaults"
@@ -552,7 +592,8 @@ rec {
         boot.loader.external.enable = true;
       }
     ] "bootLoader" "other")
-    (tells "no loader" [ { boot.loader.grub.enable = false; } ] "bootLoader" "none")
+    (tells "a loader of someone else's" [ { boot.loader.grub.enable = false; } ] "bootLoader" "other")
+    (tells "a loader of someone else's" [ { boot.loader.grub.enable = false; } ] "espMountPoint" null)
     (tells "GRUB without disks" [ { boot.loader.grub.device = "nodev"; } ] "grubDevices" [ ])
     (tells "GRUB on two disks"
       [
@@ -1026,6 +1067,25 @@ rec {
         root
       ])
     ] "partition \"ESP\" has 100M and 4 generations take up to 256M")
+    (boots "a hundred generations, which are no one's wish"
+      (
+        presetModules.uefi-ext4
+        ++ [
+          (identity "label")
+          {
+            boot.loader.systemd-boot.enable = lib.mkForce false;
+            boot.loader.grub.enable = lib.mkForce true;
+            boot.loader.grub.efiSupport = true;
+          }
+        ]
+      )
+      [
+        "/ /dev/disk/by-label/nixos ext4 ${grows}"
+        "/boot /dev/disk/by-label/ESP vfat umask=0077"
+        "repart root"
+        "repart in stage 1"
+      ]
+    )
     (warns "what gpt-auto does not find" (uefi [
       {
         name = "data";
