@@ -11,19 +11,10 @@ let
     optionals
     ;
 
+  contents = import ./check/content.nix { inherit lib; };
   layouts = import ./layout.nix { inherit lib; };
   identities = import ./identity.nix { inherit lib; };
   size = import ./size.nix { inherit lib; };
-
-  labelLimits = {
-    vfat = 11;
-    xfs = 12;
-    ext2 = 16;
-    ext3 = 16;
-    ext4 = 16;
-    swap = 16;
-    btrfs = 255;
-  };
 
   typeNames = [
     "esp"
@@ -37,41 +28,20 @@ let
     "linux"
   ];
 
-  hex = n: "[0-9a-fA-F]{${toString n}}";
-  isGuid = text: builtins.match "${hex 8}-${hex 4}-${hex 4}-${hex 4}-${hex 12}" text != null;
-  isVfatUuid = text: builtins.match "${hex 4}-${hex 4}" text != null;
-
-  # What each kind of content says of itself, beside its type.
-  fieldsOf = {
-    filesystem = [
-      "format"
-      "label"
-      "uuid"
-      "mountpoint"
-      "options"
-    ];
-    btrfs = [
-      "label"
-      "uuid"
-      "mountpoint"
-      "options"
-      "subvolumes"
-    ];
-    swap = [
-      "label"
-      "uuid"
-    ];
-    luks = [
-      "name"
-      "content"
-      "settings"
-    ];
-  };
-
   quote = text: "\"${text}\"";
 
-  # Returns the values that occur more than once.
-  repeated = values: lib.unique (filter (value: lib.count (other: other == value) values > 1) values);
+  # Returns how many of its 16-bit units a partition table needs for a text in UTF-8.
+  units =
+    text:
+    let
+      bytes = builtins.genList (n: builtins.substring n 1 text) (builtins.stringLength text);
+      # The first bytes that go on with a letter, begin a letter of several bytes, and begin one of two units.
+      continues = builtins.substring 1 1 (builtins.fromJSON "\"\\u0080\"");
+      begins = builtins.substring 0 1 (builtins.fromJSON "\"\\u0080\"");
+      isLong = builtins.substring 0 1 (builtins.fromJSON "\"\\ud83d\\ude00\"");
+    in
+    lib.count (byte: byte < continues || byte >= begins) bytes
+    + lib.count (byte: byte >= isLong) bytes;
 
   partitionProblems =
     place:
@@ -79,25 +49,34 @@ let
       inherit (place) partition content;
       what = "partition ${quote partition.name} of disk ${quote place.diskName}";
       bytes = size.parse partition.size;
-      isAscii = builtins.match "[ -~]*" partition.name != null;
       format = if content == null then null else layouts.formatOf content;
+      outer = partition.content or null;
+      least = if outer == null then 0 else contents.least outer;
+      bits = filter (bit: bit < 0 || bit > 63) (partition.attributes or [ ]);
     in
     optional (partition.name == "") "a partition of disk ${quote place.diskName} has no name; name it"
     ++
-      optional (isAscii && builtins.stringLength partition.name > 36)
-        "${what} has a name of ${toString (builtins.stringLength partition.name)} characters and a partition table holds 36; shorten it"
+      optional (units partition.name > 36)
+        "${what} has a name of ${toString (units partition.name)} characters and a partition table holds 36; shorten it"
     ++ optional (lib.hasInfix "/" partition.name) "${what} has a slash in its name; leave it out"
+    ++ optional (
+      builtins.match "[^[:cntrl:]]*" partition.name == null
+    ) "${what} has a control character in its name; leave it out"
     ++
-      optional (!(lib.elem partition.type typeNames || isGuid partition.type))
+      optional (!(lib.elem partition.type typeNames || contents.isGuid partition.type))
         "${what} has type ${quote partition.type}; choose one of ${lib.concatStringsSep ", " typeNames}, or write a type GUID"
     ++
-      optional (partition.size != size.rest && bytes == null)
+      optional (partition.size != size.rest && bytes == null && size.left partition.size == null)
         "${what} has size ${quote partition.size}; write a number with K, M, G or T such as 512M, or 100% for what is left"
+    ++
+      optional (bytes != null && bytes < least)
+        "${what} has size ${partition.size} and ${contents.formatOf outer} needs at least ${size.print least}; enlarge it"
+    ++ map (bit: "${what} has attribute ${toString bit}; write bits by numbers from 0 to 63") bits
     ++ optional (
-      partition ? uuid && !isGuid partition.uuid
+      partition ? uuid && !contents.isGuid partition.uuid
     ) "${what} has uuid ${quote partition.uuid}; write it as 8-4-4-4-12 hex digits"
     ++
-      optional (partition.type == "esp" && format != "vfat")
+      optional (partition.type == "esp" && (format != "vfat" || place.luks != null))
         "${what} is the EFI system partition, which firmware reads as vfat; give it content of type filesystem and format vfat"
     ++ optional (
       partition.type == "bios-boot" && partition ? content
@@ -115,46 +94,7 @@ let
         "var"
       ]
     ) "${what} is of type ${partition.type} and holds swap; let type and content agree"
-    ++ optionals (partition ? content) (contentProblems what partition.content);
-
-  contentProblems =
-    what: content:
-    let
-      known = [ "type" ] ++ fieldsOf.${content.type};
-      foreign = filter (field: !lib.elem field known) (lib.attrNames content);
-      format = if content.type == "filesystem" then content.format or "ext4" else content.type;
-      limit = labelLimits.${format} or null;
-      label = content.label or "";
-      bytes = builtins.stringLength label;
-      uuidIsGood = (if format == "vfat" then isVfatUuid else isGuid) content.uuid;
-      allOptions = content.options or [ ] ++ concatMap (v: v.options or [ ]) (content.subvolumes or [ ]);
-    in
-    map (field: "${what} holds ${content.type}, which has no ${field}; leave it out") foreign
-    ++ optional (
-      content.type == "filesystem" && !(content ? format)
-    ) "${what} holds a file system without format; write one such as ext4"
-    ++
-      optional (limit != null && bytes > limit)
-        "${what} has label ${quote label} of ${toString bytes} bytes and ${format} allows ${toString limit}; shorten it"
-    ++ optional (lib.hasInfix "/" label) "${what} has a slash in label ${quote label}; leave it out"
-    ++
-      optional (content ? uuid && !uuidIsGood)
-        "${what} has ${format} with uuid ${quote content.uuid}; write it as ${
-          if format == "vfat" then "ABCD-1234" else "8-4-4-4-12 hex digits"
-        }"
-    ++ map (option: "${what} has mount option ${quote option}; list one option an entry") (
-      filter (option: option == "" || builtins.match ".*[, \t\n].*" option != null) allOptions
-    )
-    ++ map (
-      option: "${what} chooses a subvolume by ${quote option}; list it below subvolumes instead"
-    ) (filter (option: hasPrefix "subvol=" option || hasPrefix "subvolid=" option) allOptions)
-    ++ optionals (content.type == "luks") (
-      optional (
-        !(content ? name)
-      ) "${what} is encrypted without a name; name what is opened, such as root"
-      ++ optional (!(content ? content)) "${what} is encrypted and holds nothing; give it content"
-      ++ optionals (content ? content) (contentProblems what content.content)
-    );
+    ++ optionals (partition ? content) (contents.problems what partition.content);
 
   mountProblems =
     mount:
@@ -163,6 +103,9 @@ let
       parts = lib.splitString "/" (lib.removePrefix "/" at);
     in
     optional (!hasPrefix "/" at) "mount point ${quote at} is not absolute; start it with /"
+    ++ optional (
+      builtins.match "[^[:cntrl:]]*" at == null
+    ) "mount point ${quote at} holds a control character; leave it out"
     ++ optional (
       at != "/" && hasSuffix "/" at
     ) "mount point ${quote at} ends with a slash; leave it out"
@@ -188,16 +131,43 @@ let
       ]
     ) "${at} cannot be vfat, which keeps no owners, modes or links; use ext4, xfs or btrfs";
 
+  # Returns the least that a partition takes of a disk.
+  leastOf =
+    place:
+    let
+      bytes = size.parse place.partition.size;
+      outer = place.partition.content or null;
+      least = if outer == null then 1 else contents.least outer;
+    in
+    size.roundUp (if bytes == null then least else bytes);
+
   diskProblems =
     layout: diskName:
     let
       places = filter (place: place.diskName == diskName) (layouts.partitions layout);
       takers = filter (place: place.partition.size == size.rest) places;
       early = filter (place: !place.isLast) takers;
+      leaves = place: size.left place.partition.size != null;
+      leaving = filter leaves places;
+      first = lib.head leaving;
+      left = size.roundUp (size.left first.partition.size);
+      behind = lib.foldl' (sum: place: sum + leastOf place) 0 (
+        filter (place: place.index > first.index) places
+      );
     in
     optional (
       places == [ ]
     ) "disk ${quote diskName} has no partitions; write at least the one that holds /"
+    ++
+      optional (length places > 128)
+        "disk ${quote diskName} has ${toString (length places)} partitions and a partition table holds 128"
+    ++ map (
+      place:
+      "partition ${quote place.partition.name} is the second that says what it leaves of the disk; write its own size"
+    ) (lib.drop 1 leaving)
+    ++
+      optional (length leaving == 1 && behind > left)
+        "partition ${quote first.partition.name} leaves ${size.print left} of the disk and what follows it takes ${size.print behind}; let it leave more"
     ++ (
       if length takers > 1 then
         [
@@ -215,16 +185,20 @@ let
     layout:
     let
       places = layouts.partitions layout;
-      contents = filter (content: content != null) (map (place: place.content) places);
+      layers = concatMap (place: [
+        place.luks
+        place.content
+      ]) places;
+      onPartitions = filter (content: content != null) layers;
       say =
         what: values:
-        map (value: "the ${what} ${quote value} is used twice; make it unique") (repeated values);
+        map (value: "the ${what} ${quote value} is used twice; make it unique") (contents.repeated values);
       field = name: sources: map (source: source.${name}) (filter (source: source ? ${name}) sources);
     in
     say "partition name" (map (place: place.partition.name) places)
     ++ say "partition uuid" (map lib.toLower (field "uuid" (map (place: place.partition) places)))
-    ++ say "label" (field "label" contents)
-    ++ say "uuid" (map lib.toLower (field "uuid" contents))
+    ++ say "label" (field "label" onPartitions)
+    ++ say "uuid" (map lib.toLower (field "uuid" onPartitions))
     ++ say "LUKS name" (field "name" (map (place: place.luks) (layouts.encrypted layout)))
     ++ say "mount point" (map (mount: mount.mountpoint) (layouts.mounts layout));
 
@@ -242,7 +216,7 @@ let
         "the layout has ${toString (length names)} disks and disk ${quote name} has no device; say which disk it was written for"
       ) nameless
       ++ map (device: "the disk ${quote device} is given to two disks of the layout; give each its own") (
-        repeated (filter (device: device != null) devices)
+        contents.repeated (filter (device: device != null) devices)
       )
     );
 in

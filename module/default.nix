@@ -32,7 +32,7 @@ let
 
   # --- where the layout comes from ---
 
-  hasDisko = cfg.readDisko && options ? disko && disko.describes config.disko.devices;
+  hasDisko = cfg.readDisko && options ? disko.devices && disko.describes config.disko.devices;
   fromDisko = disko.read config.disko.devices;
   hasLayout = cfg.layout != null;
   # Only a layout of our own names file systems; disko names its own.
@@ -41,7 +41,7 @@ let
     if hasLayout then
       layout
     else if hasDisko then
-      layouts.clean fromDisko.layout
+      fromDisko.layout
     else
       null;
 
@@ -53,19 +53,22 @@ let
   # --- what is wrong with it ---
 
   layoutProblems = if hasLayout then checks.problems layout else [ ];
-  diskoProblems = if hasDisko then fromDisko.problems else [ ];
   # What the layout means can only be asked of one that is whole.
-  isWhole = layoutProblems == [ ] && diskoProblems == [ ];
+  isWhole = layoutProblems == [ ];
+  # disko's may say what a layout cannot. That is no mistake, and only who installs onto a disk needs one.
+  layoutReason =
+    if !isWhole then
+      "installVia.layout: ${lib.head layoutProblems}"
+    else if !hasLayout && hasDisko then
+      fromDisko.reason
+    else
+      null;
 
   problems =
     map (problem: "installVia.layout: ${problem}") layoutProblems
-    ++ diskoProblems
     ++
       lib.optional (hasLayout && hasDisko)
         "installVia.layout and disko.devices both describe the disks; keep one, or set installVia.readDisko to false"
-    ++ map (problem: "disko.devices: ${problem}") (
-      lib.optionals (!hasLayout && hasDisko && isWhole) (checks.problems described)
-    )
     ++ lib.optionals (hasLayout && isWhole) (
       checks.identityProblems {
         inherit layout systemdStage1;
@@ -97,15 +100,22 @@ let
           )
         );
 
-  warnings = lib.optionals (described != null && isWhole) (
+  diskoWarnings =
+    lib.optional (fromDisko.reason != null)
+      "${fromDisko.reason}; the layout of a clone is derived from fstab instead, and installVia.readDisko = false asks for that without a warning"
+    ++ fromDisko.warnings;
+
+  warnings =
     map (warning: "installVia: ${warning}") (
-      checks.spaceWarnings {
-        layout = described;
-        inherit (loader) kernelMountPoint generations;
-      }
+      lib.optionals (described != null && isWhole) (
+        checks.spaceWarnings {
+          layout = described;
+          inherit (loader) kernelMountPoint generations;
+        }
+      )
+      ++ lib.optionals (!hasLayout && hasDisko) diskoWarnings
     )
-    ++ lib.optionals hasLayout (lib.unique (filesystems.warnings cfg.identity layout))
-  );
+    ++ lib.optionals (hasLayout && isWhole) (lib.unique (filesystems.warnings cfg.identity layout));
 
   # --- what the system is told ---
 
@@ -145,11 +155,17 @@ let
 
   manifest = manifests.render {
     inherit (cfg) identity;
-    inherit tools;
+    inherit tools layoutReason;
     inherit (loader) espMountPoint grubDevices canTouchEfiVariables;
     bootLoader = loader.kind;
     luksDevices = lib.mapAttrs (_: device: device.device) config.boot.initrd.luks.devices;
-    layout = if hasLayout && usesGptAuto then filesystems.marked settings else described;
+    layout =
+      if !isWhole then
+        null
+      else if hasLayout && usesGptAuto then
+        filesystems.marked settings
+      else
+        described;
     ssh = "${lib.getBin config.programs.ssh.package}/bin/ssh";
   };
 

@@ -1,327 +1,43 @@
-# Reads a configuration of disko: from disko.devices to a layout, and what keeps it from being one.
+# Reads disko.devices: to a layout of the disk that holds the system, or to the reason why there is none.
 #
 # Hooks, attributes that start with an underscore, and what only matters while disko formats are
-# passed over. What would make another disk than the installer makes is named by its path.
+# passed over. What the installer makes otherwise than disko is told in a warning by its path.
 { lib }:
 let
-  inherit (lib)
-    concatMap
-    filter
-    mapAttrsToList
-    optional
-    ;
+  inherit (lib) concatMap filter optional;
+  inherit (import ./disko/mounts.nix { inherit lib; }) mountsOf withoutInternal;
+  inherit (import ./disko/result.nix) good bad noting;
 
-  size = import ./size.nix { inherit lib; };
+  checks = import ./check.nix { inherit lib; };
+  layouts = import ./layout.nix { inherit lib; };
+  partitions = import ./disko/partition.nix { inherit lib; };
+  tables = import ./disko/table.nix { inherit lib; };
 
-  # The codes of sgdisk that have a name or a GUID here.
-  types = {
-    EF00 = "esp";
-    EF02 = "bios-boot";
-    EA00 = "xbootldr";
-    "8200" = "swap";
-    "8300" = "linux";
-    "8302" = "home";
-    "8303" = "44479540-f297-41b2-9af7-d131d5f0458a";
-    "8304" = "4f68bce3-e8cd-4db1-96e7-fbcaf984b709";
-    "8305" = "b921b045-1df0-41c3-af44-4c6f280d3fae";
-    "8306" = "3b8f8425-20e0-4f3b-907f-1a25a76f98e8";
-    "8309" = "ca7d7ccb-63ed-4c53-861c-1742536059cc";
+  quote = builtins.toJSON;
+
+  # The maps of disko.devices that lie on partitions or span disks, and what an element is.
+  spanning = {
+    lvm_vg = "an LVM volume group";
+    mdadm = "a RAID array";
+    zpool = "a ZFS pool";
+    bcachefs_filesystems = "a bcachefs file system";
   };
 
-  formats = [
-    "ext2"
-    "ext3"
-    "ext4"
-    "xfs"
-    "vfat"
-    "btrfs"
+  # Where the system can be, the likeliest first: / is in memory on some.
+  homes = [
+    "/"
+    "/nix"
+    "/nix/store"
   ];
 
-  # Maps of disko that hold disks other than a table with file systems.
-  otherMaps = [
-    "lvm_vg"
-    "mdadm"
-    "zpool"
-    "bcachefs_filesystems"
-  ];
-
-  # Words of mkfs that say nothing an installer would do otherwise: force, and quiet.
-  ignoredWords = [
-    "-f"
-    "-F"
-    "-q"
-    "-K"
-  ];
-
-  # Returns label and uuid from the words for mkfs, and the first word that is neither.
-  mkfsWords =
-    format: words:
-    let
-      labelFlags =
-        if format == "vfat" then
-          [ "-n" ]
-        else
-          [
-            "-L"
-            "--label"
-          ];
-      uuidFlags =
-        if format == "vfat" then
-          [ "-i" ]
-        else
-          [
-            "-U"
-            "--uuid"
-          ];
-      first = lib.head words;
-      value = lib.elemAt words 1;
-      after = n: mkfsWords format (lib.drop n words);
-      hasValue = lib.length words > 1;
-    in
-    if words == [ ] then
-      { }
-    else if lib.elem first labelFlags && hasValue then
-      { label = value; } // after 2
-    else if lib.elem first uuidFlags && hasValue then
-      { uuid = if format == "vfat" then vfatUuid value else value; } // after 2
-    else if format == "vfat" && first == "-F" && hasValue && value == "32" then
-      after 2
-    else if lib.elem first ignoredWords then
-      after 1
-    else
-      after 1 // { unknown = first; };
-
-  # mkfs.vfat takes the eight digits without a dash.
-  vfatUuid =
-    text:
-    if builtins.stringLength text == 8 then
-      "${builtins.substring 0 4 text}-${builtins.substring 4 4 text}"
-    else
-      text;
-
-  mountOptions = options: filter (option: option != "defaults") options;
-
-  good = value: {
-    inherit value;
-    problems = [ ];
-  };
-  bad = path: why: {
-    value = null;
-    problems = [ "${path} ${why}" ];
-  };
-  withProblems = result: problems: result // { problems = result.problems ++ problems; };
-
-  extraArgs =
-    path: content: words:
-    optional (words ? unknown)
-      "${path}.extraArgs holds ${builtins.toJSON words.unknown}, which the installer does not pass on; leave it out or describe the disk in installVia.layout";
-
-  readContent =
-    path: content:
-    let
-      kind = content.type or "nothing";
-    in
-    {
-      filesystem = readFilesystem path content;
-      btrfs = readBtrfs path content;
-      swap = readSwap path content;
-      luks = readLuks path content;
-    }
-    .${kind}
-      or (bad "${path}.type" "is ${builtins.toJSON kind}, which the installer does not make; use filesystem, btrfs, swap or luks, or set installVia.readDisko to false to go without a layout");
-
-  readFilesystem =
-    path: content:
-    let
-      words = mkfsWords content.format (content.extraArgs or [ ]);
-    in
-    if !lib.elem content.format formats then
-      bad "${path}.format" "is ${builtins.toJSON content.format}, which the installer does not make; use one of ${lib.concatStringsSep ", " formats}"
-    else
-      withProblems (good (
-        {
-          type = "filesystem";
-          inherit (content) format;
-          mountpoint = content.mountpoint or null;
-          options = mountOptions (content.mountOptions or [ ]);
-        }
-        // removeAttrs words [ "unknown" ]
-      )) (extraArgs path content words);
-
-  readBtrfs =
-    path: content:
-    let
-      words = mkfsWords "btrfs" (content.extraArgs or [ ]);
-      subvolumes = content.subvolumes or { };
-      swapFiles =
-        optional (content.swap or { } != { }) "${path}.swap"
-        ++ concatMap (
-          name:
-          optional (subvolumes.${name}.swap or { } != { }) "${path}.subvolumes.${builtins.toJSON name}.swap"
-        ) (lib.attrNames subvolumes);
-    in
-    withProblems
-      (good (
-        {
-          type = "btrfs";
-          mountpoint = content.mountpoint or null;
-          options =
-            if content.mountpoint or null == null then [ ] else mountOptions (content.mountOptions or [ ]);
-          subvolumes = mapAttrsToList (name: volume: {
-            path = volume.name or name;
-            mountpoint = volume.mountpoint or null;
-            options =
-              if volume.mountpoint or null == null then [ ] else mountOptions (volume.mountOptions or [ ]);
-          }) subvolumes;
-        }
-        // removeAttrs words [ "unknown" ]
-      ))
-      (
-        extraArgs path content words
-        ++ map (
-          at: "${at} asks for a swap file, which the installer does not make; use a swap partition"
-        ) swapFiles
-      );
-
-  readSwap =
-    path: content:
-    let
-      words = mkfsWords "swap" (content.extraArgs or [ ]);
-    in
-    if content.randomEncryption or false then
-      bad "${path}.randomEncryption" "makes the swap anew at each boot, which the installer does not know; leave it out or set installVia.readDisko to false"
-    else
-      withProblems (good ({ type = "swap"; } // removeAttrs words [ "unknown" ])) (
-        extraArgs path content words
-      );
-
-  readLuks =
-    path: content:
-    let
-      inner =
-        if content.content or null == null then
-          bad "${path}.content" "is missing; say what the encrypted partition holds"
-        else
-          readContent "${path}.content" content.content;
-    in
-    withProblems
-      (good {
-        type = "luks";
-        inherit (content) name;
-        settings = content.settings or { };
-        content = inner.value;
-      })
-      (
-        inner.problems
-        ++
-          optional (content.extraFormatArgs or [ ] != [ ])
-            "${path}.extraFormatArgs is not passed on by the installer; leave it out or describe the disk in installVia.layout"
-      );
-
-  # disko's P is 1024 of our T; a number without a unit counts sectors there.
-  readSize =
-    text:
-    let
-      parts = builtins.match "[+]?([0-9]+)([KMGTP])(iB|B)?" text;
-      number = lib.head parts;
-      unit = lib.elemAt parts 1;
-    in
-    if
-      lib.elem text [
-        "100%"
-        "-0"
-      ]
-    then
-      size.rest
-    else if parts == null then
-      null
-    else if unit == "P" then
-      "${toString (1024 * lib.toIntBase10 number)}T"
-    else
-      "${number}${unit}";
-
-  # disko says where a partition is by size, or by start and end. Its place is the installer's choice.
-  readExtent =
-    path: isFirst: partition:
-    let
-      has = name: partition.${name} or "0" != "0";
-      bytes = name: size.parse (readSize partition.${name});
-      isAbsolute = builtins.match "[0-9]+[KMGT](iB|B)?" partition.end != null;
-      length = bytes "end" - bytes "start";
-      refused = name: {
-        size = null;
-        problems = [
-          "${path}.${name} is ${
-            builtins.toJSON (partition.${name} or "0")
-          }; write a size with K, M, G or T, or 100%"
-        ];
-      };
-      found = name: {
-        size = readSize partition.${name};
-        problems = [ ];
-      };
-      # Where a first partition starts in any case.
-      startsAnywhere =
-        !(has "start")
-        ||
-          isFirst
-          && lib.elem partition.start [
-            "1M"
-            "1MiB"
-          ];
-    in
-    if has "size" then
-      if readSize partition.size == null then
-        refused "size"
-      else if !startsAnywhere then
-        refused "start"
-      else
-        found "size"
-    else if !(has "end") then
-      refused "size"
-    else if readSize partition.end == null then
-      refused "end"
-    else if !isAbsolute || isFirst && !(has "start") then
-      found "end"
-    else if !(has "start") || readSize partition.start == null || length <= 0 then
-      refused "start"
-    else
-      {
-        size = size.print length;
-        problems = [ ];
-      };
-
-  isGuid = text: builtins.match "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}" text != null;
-
-  readPartition =
-    path: isFirst: diskName: name: partition:
-    let
-      hasContent = partition.content or null != null;
-      content = if hasContent then readContent "${path}.content" partition.content else good null;
-      code =
-        partition.type or (if hasContent && partition.content.type or "" == "swap" then "8200" else "8300");
-      type = types.${lib.toUpper code} or (if isGuid code then lib.toLower code else null);
-      extent = readExtent path isFirst partition;
-    in
-    withProblems
-      (good {
-        name = partition.label or "disk-${diskName}-${name}";
-        inherit type;
-        inherit (extent) size;
-        uuid = partition.uuid or null;
-        attributes = partition.attributes or [ ];
-        content = content.value;
-      })
-      (
-        content.problems
-        ++
-          optional (type == null)
-            "${path}.type is ${builtins.toJSON code}, which has no GUID here; write EF00, EF02, 8200, 8300 or a type GUID"
-        ++ extent.problems
-        ++ optional (
-          partition.hybrid or null != null
-        ) "${path}.hybrid asks for an MBR beside the GPT, which the installer does not write; leave it out"
-      );
+  elementsOf =
+    kind: devices:
+    lib.mapAttrsToList (name: element: {
+      inherit kind name element;
+      path = "disko.devices.${kind}.${name}";
+      what = spanning.${kind} or "a disk";
+      mounts = mountsOf element;
+    }) (withoutInternal (devices.${kind} or { }));
 
   # disko writes partitions by priority, then by name.
   priorityOf =
@@ -347,53 +63,108 @@ let
     ) (lib.attrNames partitions);
 
   readDisk =
-    diskName: disk:
+    path: name: disk:
     let
-      path = "disko.devices.disk.${diskName}.content";
-      kind = disk.content.type or "nothing";
-      names = inOrder (disk.content.partitions or { });
-      read = map (
-        name:
-        readPartition "${path}.partitions.${name}" (name == lib.head names) (disk.name or diskName
-        ) name disk.content.partitions.${name}
+      inherit (disk) content;
+      kind = content.type or "nothing";
+      names = inOrder (withoutInternal (content.partitions or { }));
+      ofGpt = map (
+        partition:
+        partitions.read "${path}.partitions.${partition}" (partition == lib.head names) name partition
+          content.partitions.${partition}
       ) names;
-    in
-    if disk.content or null == null then
-      bad path "is missing; say what the disk holds"
-    else if kind != "gpt" then
-      bad "${path}.type" "is ${builtins.toJSON kind}, and the installer writes gpt; use that, or set installVia.readDisko to false to go without a layout"
-    else
-      {
-        value = {
+      # In a layout they follow each other, whatever order they are written in.
+      ofTable = map (numbered: tables.read numbered.path numbered.partition) (
+        lib.sort (a: b: tables.isBefore a.partition b.partition) (
+          lib.imap1 (index: partition: {
+            path = "${path}.partitions.${toString index}";
+            inherit partition;
+          }) (content.partitions or [ ])
+        )
+      );
+      whole =
+        read:
+        lib.foldl' noting (good {
           device = disk.device or null;
           partitions = map (result: result.value) read;
-        };
-        problems = concatMap (result: result.problems) read;
-      };
+        }) read;
+    in
+    if kind == "gpt" then
+      whole ofGpt
+    else if kind == "table" && content.format or "gpt" == "gpt" then
+      whole ofTable
+    else if kind == "table" then
+      bad "${path}.format" "is ${quote content.format}, and the installer writes GPT"
+    else
+      bad "${path}.type" "is ${quote kind}, and the installer writes a GPT";
 
-  # The module system keeps its own attributes beside ours.
-  withoutInternal = lib.filterAttrs (name: _: !lib.hasPrefix "_" name);
+  # Returns why the system does not boot from its disk alone, if so.
+  neededElsewhere =
+    home: other:
+    let
+      # Without these no boot gets far; what else is mounted from there may be told by nofail.
+      early = at: lib.any (start: at == start || lib.hasPrefix "${start}/" at) [
+        "/boot"
+        "/efi"
+        "/etc"
+        "/nix"
+        "/usr"
+        "/var"
+      ];
+      needed = filter (mount: mount.required && (other.kind == "disk" || early mount.at)) other.mounts;
+    in
+    optional (needed != [ ])
+      "${other.path} is ${other.what} beside ${home.path}, and the system needs its ${(lib.head needed).at} to boot; the installer makes one disk";
 in
 {
   # Whether disko describes anything that is on a disk.
   describes =
-    devices: lib.any (map: withoutInternal (devices.${map} or { }) != { }) ([ "disk" ] ++ otherMaps);
+    devices:
+    lib.any (kind: withoutInternal (devices.${kind} or { }) != { }) (
+      [ "disk" ] ++ lib.attrNames spanning
+    );
 
-  # Returns { layout, problems }; the layout is whole where there are no problems.
+  # Returns { layout, reason, warnings }. Either layout or reason is null.
   read =
     devices:
     let
-      disks = lib.mapAttrs readDisk (withoutInternal (devices.disk or { }));
-      others = concatMap (
-        kind:
-        map (
-          name:
-          "disko.devices.${kind}.${name} is nothing the installer makes; set installVia.readDisko to false to go without a layout"
-        ) (lib.attrNames (withoutInternal (devices.${kind} or { })))
-      ) otherMaps;
+      elements = concatMap (kind: elementsOf kind devices) ([ "disk" ] ++ lib.attrNames spanning);
+      holding =
+        at: filter (element: lib.any (mount: mount.at == at) element.mounts) elements;
+      home = lib.findFirst (_: true) null (concatMap holding homes);
+      others = filter (element: element.path != home.path) elements;
+      homeAt = lib.findFirst (at: holding at != [ ]) null homes;
+
+      found = readDisk "${home.path}.content" (home.element.name or home.name) home.element;
+      layout = layouts.clean { disks.${home.name} = found.value; };
+      problems =
+        found.problems
+        ++ concatMap (neededElsewhere home) others
+        # What the layout means can only be asked of one that is whole.
+        ++ lib.optionals (found.problems == [ ]) (
+          map (problem: "${home.path}: ${problem}") (checks.problems layout)
+        );
+      left = map (other: lib.removePrefix "disko.devices." other.path) others;
+      without = reason: {
+        layout = null;
+        inherit reason;
+        warnings = [ ];
+      };
     in
-    {
-      layout.disks = lib.mapAttrs (_: disk: disk.value) disks;
-      problems = others ++ concatMap (disk: disk.problems) (lib.attrValues disks);
-    };
+    if home == null then
+      without "disko.devices mounts nothing on /, /nix or /nix/store, so that the place of the system is not known"
+    else if home.kind != "disk" then
+      without "${home.path}, which holds ${homeAt}, is ${home.what}, and the installer makes none"
+    else if problems != [ ] then
+      without (lib.head problems)
+    else
+      {
+        inherit layout;
+        reason = null;
+        warnings =
+          found.warnings
+          ++
+            optional (left != [ ])
+              "the layout is that of ${home.path} alone, and a clone has no ${lib.concatStringsSep ", " left} of its own; what they mount needs nofail for it to boot without them";
+      };
 }

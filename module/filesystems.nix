@@ -148,7 +148,8 @@ rec {
         {
           Type = repartType place.partition.type;
         }
-        // lib.optionalAttrs (!takesRest place) {
+        # One that leaves the end of the disk is followed by what is there, or ends before it.
+        // lib.optionalAttrs (size.parse place.partition.size != null) {
           SizeMaxBytes = toString (size.parse place.partition.size);
         };
     in

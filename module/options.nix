@@ -117,7 +117,8 @@ let
         example = "512M";
         description = ''
           A number with K, M, G or T (powers of 1024), or `100%` for what is left. Only the last
-          partition may say `100%`.
+          partition may say `100%`. `-8G` is all but the last 8 GiB of the disk, where the partitions
+          that follow have their place.
         '';
       };
       uuid = optionalText "The PARTUUID. A fresh one if not set." "6e0a3c5e-0f4a-4f5a-9f0b-0a4c5d6e7f80";
@@ -259,8 +260,12 @@ in
       default = true;
       example = false;
       description = ''
-        Whether {option}`disko.devices`, where disko is imported, becomes the layout of a clone. disko goes
-        on to set {option}`fileSystems`.
+        Whether {option}`disko.devices`, where disko is imported, becomes the layout of a clone: that of the
+        disk which holds the system. disko goes on to set {option}`fileSystems`.
+
+        What the installer makes otherwise, such as a file system without the arguments of its mkfs, is told
+        in a warning. So is what no layout can say, such as LVM, RAID or ZFS below `/`: then the system is
+        built without a layout, and one is derived from {file}`/etc/fstab` when a clone is made.
       '';
     };
 

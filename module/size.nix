@@ -35,6 +35,12 @@ rec {
     in
     if parts != null && wellFormed && bytes > 0 then bytes else null;
 
+  # Returns the bytes that a size such as "-8G" leaves at the end of the disk, or null where it is none.
+  left = text: if lib.hasPrefix "-" text then parse (lib.removePrefix "-" text) else null;
+
+  # Returns whole units of what partitions are aligned to.
+  roundUp = bytes: (bytes + units.M - 1) / units.M * units.M;
+
   # Prints bytes in the largest unit that leaves a whole number.
   print =
     bytes:

@@ -6,8 +6,15 @@ let
   world = import ./evaluate.nix { inherit nixpkgs; };
   inherit (world) lib;
 
-  of = modules: (world.evaluate ([ { installVia.enable = lib.mkDefault true; } ] ++ modules)).config;
-  messages = config: map (a: a.message) (lib.filter (a: !a.assertion) config.assertions);
+  inherit (import ./forms.nix { inherit world; })
+    of
+    same
+    boots
+    tells
+    refuses
+    warns
+    throws
+    ;
 
   # --- configurations ---
 
@@ -65,127 +72,6 @@ let
     set: name: value:
     set // { ${name} = value; };
 
-  disko = devices: [
-    world.disko
-    systemdBoot
-    { disko.devices = devices; }
-    # As disko's own module does.
-    {
-      fileSystems."/" = {
-        device = "/dev/disk/by-partlabel/disk-main-root";
-        fsType = "ext4";
-      };
-    }
-  ];
-  diskoDisk = partitions: {
-    disk.main = {
-      type = "disk";
-      device = "/dev/vda";
-      preCreateHook = "exit 1";
-      _config = throw "an internal attribute was looked at";
-      content = {
-        type = "gpt";
-        inherit partitions;
-      };
-    };
-  };
-  diskoEsp = {
-    type = "EF00";
-    size = "500M";
-    content = {
-      type = "filesystem";
-      format = "vfat";
-      mountpoint = "/boot";
-      mountOptions = [ "umask=0077" ];
-    };
-  };
-  diskoRoot = {
-    size = "100%";
-    content = {
-      type = "filesystem";
-      format = "ext4";
-      mountpoint = "/";
-      mountOptions = [ "defaults" ];
-    };
-  };
-
-  # --- the forms of a case ---
-
-  # What fstab and the initrd are told, in one line each.
-  summary =
-    config:
-    lib.mapAttrsToList (
-      at: fs:
-      "${at} ${fs.device} ${fs.fsType} ${lib.concatStringsSep "," (lib.sort (a: b: a < b) fs.options)}"
-    ) config.fileSystems
-    ++ map (swap: "swap ${swap.device}") config.swapDevices
-    ++ lib.mapAttrsToList (name: luks: "luks ${name} ${luks.device}") config.boot.initrd.luks.devices
-    ++ lib.mapAttrsToList (
-      _: d: "repart ${d.Type}" + (if d ? SizeMaxBytes then " ${d.SizeMaxBytes}" else "")
-    ) config.systemd.repart.partitions
-    ++ lib.optional config.boot.initrd.systemd.repart.enable "repart in stage 1"
-    ++ lib.optional config.systemd.repart.enable "repart in stage 2"
-    ++ lib.optional (config.boot.initrd.systemd.root == "gpt-auto") "root=gpt-auto"
-    ++ lib.optional (
-      config.boot.loader.efi.efiSysMountPoint != "/boot"
-    ) "esp ${config.boot.loader.efi.efiSysMountPoint}"
-    ++ lib.optional (
-      config.boot.loader.systemd-boot.xbootldrMountPoint != null
-    ) "kernels ${config.boot.loader.systemd-boot.xbootldrMountPoint}"
-    ++ map (device: "grub ${device}") (
-      lib.concatMap (boot: boot.devices) config.boot.loader.grub.mirroredBoots
-    );
-
-  same = name: got: want: {
-    inherit name got want;
-    ok = got == want;
-  };
-  boots =
-    name: modules: want:
-    let
-      config = of modules;
-    in
-    same "${name}: what NixOS is told" (
-      summary config ++ map (message: "failed: ${message}") (messages config) ++ config.warnings
-    ) want;
-  # One field of the manifest.
-  tells =
-    name: modules: field: want:
-    same "${name}: the manifest's ${field}" ((of modules).installVia.manifest.${field} or null) want;
-  # Exactly one assertion fails, with these words.
-  refuses =
-    name: modules: words:
-    let
-      got = messages (of modules);
-    in
-    {
-      name = "refused: ${name}";
-      inherit got;
-      want = [ words ];
-      ok = lib.length got == 1 && lib.hasInfix words (lib.head got);
-    };
-  warns =
-    name: modules: words:
-    let
-      config = of modules;
-    in
-    {
-      name = "warned of: ${name}";
-      got = config.warnings ++ messages config;
-      want = [ words ];
-      ok =
-        lib.length config.warnings == 1
-        && messages config == [ ]
-        && lib.hasInfix words (lib.head config.warnings);
-    };
-  # The module system itself refuses it.
-  throws = name: modules: {
-    name = "no value of the option: ${name}";
-    got = "evaluated";
-    want = "an error";
-    ok = !(builtins.tryEval (builtins.deepSeq (of modules).fileSystems true)).success;
-  };
-
   presetModules = {
     uefi-ext4 = [
       systemdBoot
@@ -216,54 +102,14 @@ let
   labelled = modules: modules ++ [ (identity "label") ];
 
   grows = "x-systemd.growfs";
+
+  disko = import ./disko.nix { inherit nixpkgs; };
+  examples = import ./examples.nix { inherit nixpkgs; };
 in
 rec {
   manifests = lib.mapAttrs (_: modules: (of modules).installVia.manifest) (
-    presetModules
-    // {
-      disko-luks-btrfs = diskoLuks;
-      own-file-systems = own;
-    }
+    presetModules // disko.manifests // { own-file-systems = own; }
   );
-
-  diskoLuks = disko (diskoDisk {
-    ESP = diskoEsp;
-    swap = {
-      size = "8G";
-      content = {
-        type = "swap";
-        extraArgs = [
-          "-L"
-          "swap"
-        ];
-        resumeDevice = true;
-      };
-    };
-    luks = {
-      size = "100%";
-      content = {
-        type = "luks";
-        name = "crypted";
-        passwordFile = "/tmp/secret";
-        settings.allowDiscards = true;
-        content = {
-          type = "btrfs";
-          extraArgs = [ "-f" ];
-          subvolumes = {
-            "/root".mountpoint = "/";
-            "/nix" = {
-              mountpoint = "/nix";
-              mountOptions = [
-                "compress=zstd"
-                "noatime"
-              ];
-            };
-            "/snapshots" = { };
-          };
-        };
-      };
-    };
-  });
 
   own = [
     systemdBoot
@@ -282,7 +128,9 @@ rec {
     }
   ];
 
-  results = [
+  results = rows ++ disko.results ++ examples.results;
+
+  rows = [
     # --- presets ---
     (boots "uefi-ext4" presetModules.uefi-ext4 [
       "/ /dev/gpt-auto-root ext4 ${grows}"
@@ -542,6 +390,47 @@ rec {
       ]
     )
 
+    (boots "swap at the end of the disk"
+      (uefi [
+        (with' root "size" "-8G")
+        {
+          name = "swap";
+          type = "swap";
+          size = "100%";
+          content.type = "swap";
+        }
+      ])
+      [
+        "/ /dev/gpt-auto-root ext4 defaults"
+        "repart swap"
+        "repart in stage 1"
+        "root=gpt-auto"
+      ]
+    )
+    (boots "a root before one of its type that grows"
+      (
+        uefi [
+          (with' root "size" "-8G")
+          {
+            name = "other";
+            type = "root";
+            size = "100%";
+            content = ext4 "/data" // {
+              label = "data";
+            };
+          }
+        ]
+        ++ [ (identity "label") ]
+      )
+      [
+        "/ /dev/disk/by-label/nixos ext4 defaults"
+        "/boot /dev/disk/by-label/ESP vfat defaults"
+        "/data /dev/disk/by-label/data ext4 ${grows}"
+        "repart root"
+        "repart root"
+        "repart in stage 1"
+      ]
+    )
     (
       let
         others = "mkdir $out/bin # a person's";
@@ -610,197 +499,6 @@ rec {
         "/dev/sdb"
       ]
     )
-
-    # --- disko ---
-    (boots "disko sets file systems once" (disko (diskoDisk {
-      ESP = diskoEsp;
-      root = diskoRoot;
-    })) [ "/ /dev/disk/by-partlabel/disk-main-root ext4 defaults" ])
-    (tells "disko with ext4"
-      (disko (diskoDisk {
-        bios = {
-          type = "EF02";
-          size = "1M";
-        };
-        ESP = diskoEsp;
-        a = {
-          type = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709";
-          label = "system";
-          uuid = "6e0a3c5e-0f4a-4f5a-9f0b-0a4c5d6e7f80";
-          attributes = [ 2 ];
-          size = "100%";
-          inherit (diskoRoot) content;
-        };
-      }))
-      "layout"
-      {
-        disks.main = {
-          device = "/dev/vda";
-          partitions = [
-            {
-              name = "disk-main-bios";
-              type = "bios-boot";
-              size = "1M";
-            }
-            {
-              name = "disk-main-ESP";
-              type = "esp";
-              size = "500M";
-              content = {
-                type = "filesystem";
-                format = "vfat";
-                mountpoint = "/boot";
-                options = [ "umask=0077" ];
-              };
-            }
-            {
-              name = "system";
-              type = "4f68bce3-e8cd-4db1-96e7-fbcaf984b709";
-              uuid = "6e0a3c5e-0f4a-4f5a-9f0b-0a4c5d6e7f80";
-              attributes = [ 2 ];
-              size = "100%";
-              content = {
-                type = "filesystem";
-                format = "ext4";
-                mountpoint = "/";
-              };
-            }
-          ];
-        };
-      }
-    )
-    (tells "disko not read" (
-      disko { zpool.tank = { }; } ++ [ { installVia.readDisko = false; } ]
-    ) "layout" null)
-    (tells "disko with nothing on a disk" (disko {
-      nodev."/" = {
-        fsType = "tmpfs";
-      };
-    }) "layout" null)
-    (refuses "disko with LVM" (disko {
-      lvm_vg.pool = { };
-      disk = { };
-    }) "disko.devices.lvm_vg.pool is nothing")
-    (refuses "disko with ZFS" (disko { zpool.tank = { }; }) "disko.devices.zpool.tank is nothing")
-    (refuses "disko with RAID" (disko { mdadm.boot = { }; }) "disko.devices.mdadm.boot is nothing")
-    (refuses "disko with bcachefs" (disko {
-      bcachefs_filesystems.fs = { };
-    }) "disko.devices.bcachefs_filesystems.fs is nothing")
-    (refuses "disko's old table" (disko {
-      disk.main.content = {
-        type = "table";
-        format = "msdos";
-      };
-    }) "disko.devices.disk.main.content.type is \"table\"")
-    (refuses "disko's physical volume" (disko (diskoDisk {
-      root = diskoRoot;
-      lvm = {
-        size = "1G";
-        content = {
-          type = "lvm_pv";
-          vg = "pool";
-        };
-      };
-    })) "disko.devices.disk.main.content.partitions.lvm.content.type is \"lvm_pv\"")
-    (refuses "disko's format" (disko (diskoDisk {
-      root = diskoRoot // {
-        content = diskoRoot.content // {
-          format = "f2fs";
-        };
-      };
-    })) "disko.devices.disk.main.content.partitions.root.content.format is \"f2fs\"")
-    (refuses "disko's mkfs words" (disko (diskoDisk {
-      root = diskoRoot // {
-        content = diskoRoot.content // {
-          extraArgs = [
-            "-O"
-            "casefold"
-          ];
-        };
-      };
-    })) "partitions.root.content.extraArgs holds ")
-    (refuses "disko's code" (disko (diskoDisk {
-      root = with' diskoRoot "type" "BF00";
-    })) "partitions.root.type is \"BF00\"")
-    (refuses "disko's sectors" (disko (diskoDisk {
-      root = with' diskoRoot "size" "4096";
-    })) "partitions.root.size is \"4096\"")
-    (refuses "disko's start" (disko (diskoDisk {
-      root = with' diskoRoot "start" "1G";
-    })) "partitions.root.start is \"1G\"; write a size")
-    (same "disko's start and end"
-      (lib.mapAttrs (_: partition: partition.size) (
-        lib.listToAttrs (
-          map (partition: lib.nameValuePair partition.name partition)
-            (of (
-              disko (diskoDisk {
-                a = removeAttrs diskoEsp [ "size" ] // {
-                  start = "1M";
-                  end = "129M";
-                };
-                b = {
-                  start = "1G";
-                  end = "3G";
-                };
-                c = {
-                  end = "+512M";
-                };
-                d = diskoRoot // {
-                  priority = 2000;
-                  size = "0";
-                  end = "-0";
-                };
-              })
-            )).installVia.manifest.layout.disks.main.partitions
-        )
-      ))
-      {
-        disk-main-a = "128M";
-        disk-main-b = "2G";
-        disk-main-c = "512M";
-        disk-main-d = "100%";
-      }
-    )
-    (refuses "disko's end from the end of the disk" (disko (diskoDisk {
-      root = diskoRoot // {
-        size = "0";
-        end = "-10G";
-      };
-    })) "partitions.root.end is \"-10G\"; write a size")
-    (refuses "disko's end without a start" (disko (diskoDisk {
-      ESP = diskoEsp;
-      root = removeAttrs diskoRoot [ "size" ] // {
-        end = "20G";
-      };
-    })) "partitions.root.start is \"0\"; write a size")
-    (refuses "disko's hybrid MBR" (disko (diskoDisk {
-      root = with' diskoRoot "hybrid" { mbrBootableFlag = true; };
-    })) "partitions.root.hybrid asks")
-    (refuses "disko's swap file" (disko (diskoDisk {
-      root = diskoRoot // {
-        content = {
-          type = "btrfs";
-          subvolumes."/".mountpoint = "/";
-          subvolumes."/swap".swap.swapfile.size = "1G";
-        };
-      };
-    })) "partitions.root.content.subvolumes.\"/swap\".swap asks")
-    (refuses "disko's random encryption" (disko (diskoDisk {
-      root = diskoRoot;
-      swap = {
-        size = "1G";
-        content = {
-          type = "swap";
-          randomEncryption = true;
-        };
-      };
-    })) "partitions.swap.content.randomEncryption makes")
-    (refuses "disko and a layout" (
-      disko (diskoDisk {
-        root = diskoRoot;
-      })
-      ++ [ (preset "uefi-ext4") ]
-    ) "both describe the disks")
 
     # --- layouts that are refused ---
     (throws "an unknown preset" [ (preset "uefi-zfs") ])
@@ -997,6 +695,83 @@ rec {
     (refuses "no place for the system" (uefi [
       (with' root "content" (ext4 "/data"))
     ]) "nothing in the layout is mounted on /, /nix")
+    (refuses "two partitions that leave the end of the disk" (uefi [
+      {
+        name = "data";
+        size = "-8G";
+      }
+      (with' root "size" "-4G")
+    ]) "partition \"root\" is the second that says what it leaves of the disk")
+    (refuses "less left than follows" (uefi [
+      (with' root "size" "-1G")
+      {
+        name = "data";
+        size = "2G";
+      }
+    ]) "partition \"root\" leaves 1G of the disk and what follows it takes 2G")
+    (refuses "a partition too small for its format" (uefi [
+      {
+        name = "data";
+        size = "15M";
+        content = ext4 "/data" // {
+          label = "data";
+        };
+      }
+      root
+    ]) "has size 15M and ext4 needs at least 16M")
+    (refuses "an empty label" (uefi [
+      (with' root "content" (ext4 "/" // { label = ""; }))
+    ]) "has an empty label; leave it out")
+    (refuses "a letter that vfat does not take" [
+      systemdBoot
+      (disk [
+        (with' esp "content" (esp.content // { label = "E+F"; }))
+        root
+      ])
+    ] "label \"E+F\" with a character that vfat does not take")
+    (refuses "a subvolume that climbs" (uefi [
+      (with' root "content" {
+        type = "btrfs";
+        label = "nixos";
+        mountpoint = "/";
+        subvolumes = [ { path = "a/../b"; } ];
+      })
+    ]) "a subvolume with the path \"a/../b\"")
+    (refuses "a subvolume twice" (uefi [
+      (with' root "content" {
+        type = "btrfs";
+        label = "nixos";
+        mountpoint = "/";
+        subvolumes = [
+          { path = "a"; }
+          { path = "/a"; }
+        ];
+      })
+    ]) "lists the subvolume \"a\" twice")
+    (refuses "a name that the device mapper does not take" (uefi [
+      {
+        name = "data";
+        size = "1G";
+        content = {
+          type = "luks";
+          name = "my data";
+          content.type = "swap";
+        };
+      }
+      root
+    ]) "is opened as \"my data\"; write at most 127")
+    (boots "a name of 36 letters that take 72 bytes"
+      (uefi [ (with' root "name" (lib.concatStringsSep "" (builtins.genList (_: "ä") 36))) ])
+      [
+        "/ /dev/gpt-auto-root ext4 ${grows}"
+        "repart root"
+        "repart in stage 1"
+        "root=gpt-auto"
+      ]
+    )
+    (refuses "a name of letters that take two units" (uefi [
+      (with' root "name" (lib.concatStringsSep "" (builtins.genList (_: "😀") 19)))
+    ]) "has a name of 38 characters and a partition table holds 36")
     (refuses "encryption around nothing" (uefi [
       {
         name = "data";

@@ -77,7 +77,7 @@ for tool in nix-instantiate nix-build jq; do
 done
 
 # Every file of Nix, also those that only users of the flake evaluate.
-for file in "$root"/flake.nix "$root"/module/*.nix "$root"/module/checks/*.nix "$here"/*.nix; do
+for file in "$root"/flake.nix "$root"/module/*.nix "$root"/module/*/*.nix "$here"/*.nix; do
   if nix-instantiate --parse "$file" > /dev/null 2> "$work/error"; then
     passed "parsed: ${file#"$root/"}"
   else
