@@ -4,7 +4,7 @@
 //! by them, and what is written through one is seen through the other. A new image grows under a
 //! temporary name and is renamed when it is whole.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,8 @@ use super::contents;
 use super::device;
 use super::table::Table;
 use crate::size::Bytes;
-use crate::sys::{file as files, interrupt, ioctl};
+use crate::sys::growing::Growing;
+use crate::sys::ioctl;
 
 // Another process may take the free loop device before we do.
 const ATTACH_TRIES: usize = 64;
@@ -73,12 +74,17 @@ impl Loop {
 /// An image file opened for an installation, locked against another one.
 #[derive(Debug)]
 pub struct Image {
-    /// Where it will be.
     path: PathBuf,
-    /// Where it grows; the same for an image that was there.
-    growing: PathBuf,
-    file: File,
+    file: Held,
     pub size: Bytes,
+}
+
+#[derive(Debug)]
+enum Held {
+    /// It has no name yet.
+    New(Growing),
+    /// It was there, and is overwritten in place.
+    There(File),
 }
 
 /// Images have the sectors most disks have.
@@ -87,69 +93,51 @@ pub const SECTOR_SIZE: u64 = 512;
 impl Image {
     /// Makes a sparse image under a temporary name beside `path`.
     pub fn create(path: &Path, size: Bytes) -> Result<Image> {
-        let name = path.file_name().with_context(|| format!("naming the image {}", path.display()))?;
-        let growing = path.with_file_name(format!(".{}.part", name.to_string_lossy()));
-        let making = || format!("making {}", growing.display());
-        let mut image = Self::locked(path, growing.clone(), true)?;
-        interrupt::grows(&image.growing);
-        // What a killed run left is not worth keeping.
-        image.file.set_len(0).with_context(making)?;
-        image.file.set_len(size.0).with_context(making)?;
-        image.size = size;
-        Ok(image)
+        let mut growing = Growing::new(path)?;
+        growing
+            .file()
+            .set_len(size.0)
+            .with_context(|| format!("making {}", growing.temporary().display()))?;
+        Ok(Image { path: path.to_owned(), file: Held::New(growing), size })
     }
 
     /// Opens an image that is there; it is overwritten in place.
     pub fn open(path: &Path) -> Result<Image> {
-        Self::locked(path, path.to_owned(), false)
-    }
-
-    fn locked(path: &Path, growing: PathBuf, create: bool) -> Result<Image> {
-        let opening = || format!("opening {}", growing.display());
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(create)
-            .truncate(false)
-            .mode(0o600)
-            .open(&growing)
-            .with_context(opening)?;
+        let opening = || format!("opening {}", path.display());
+        let file = OpenOptions::new().read(true).write(true).open(path).with_context(opening)?;
         if file.try_lock().is_err() {
-            bail!("{} is being written by another installation; wait for its end", growing.display());
+            bail!("{} is being written by another installation; wait for its end", path.display());
         }
         let size = Bytes(file.metadata().with_context(opening)?.len());
-        Ok(Image { path: path.to_owned(), growing, file, size })
+        Ok(Image { path: path.to_owned(), file: Held::There(file), size })
+    }
+
+    pub fn file(&mut self) -> &mut File {
+        match &mut self.file {
+            Held::New(growing) => growing.file(),
+            Held::There(file) => file,
+        }
     }
 
     /// Erases the old contents and returns a device for the whole and the node of each partition that
     /// `table` will have.
     pub fn partition(&mut self, table: &Table) -> Result<(Loop, Vec<PathBuf>)> {
-        let name = self.growing.display().to_string();
-        contents::wipe_disk(&mut self.file, self.size, SECTOR_SIZE, &table.slots)
-            .with_context(|| format!("wiping {name}"))?;
-        let whole = Loop::attach(&self.file, self.size.round_down(Bytes(SECTOR_SIZE)))?;
+        let size = self.size;
+        contents::wipe_disk(self.file(), size, SECTOR_SIZE, &table.slots)
+            .with_context(|| format!("wiping {}", self.path.display()))?;
+        let whole = Loop::attach(self.file(), size.round_down(Bytes(SECTOR_SIZE)))?;
         let nodes = device::nodes(&whole.file, &whole.name, table)?;
         Ok((whole, nodes))
     }
 
     /// Gives the whole image its name. Its loop device must be finished.
-    pub fn finish(mut self) -> Result<()> {
-        self.file.sync_all().with_context(|| format!("syncing {}", self.growing.display()))?;
-        if self.growing != self.path {
-            fs::rename(&self.growing, &self.path)
-                .with_context(|| format!("publishing {}", self.path.display()))?;
-            interrupt::grown();
-            self.growing.clone_from(&self.path);
-        }
-        let dir = self.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        files::sync_dir(dir)
-    }
-}
-
-impl Drop for Image {
-    fn drop(&mut self) {
-        if self.growing != self.path {
-            let _ = fs::remove_file(&self.growing);
+    pub fn finish(self) -> Result<()> {
+        let shown = self.path.display();
+        match self.file {
+            Held::New(growing) => growing.publish(&format!(
+                "somebody made {shown} meanwhile, and a new image replaces nothing; remove it, or choose another name"
+            )),
+            Held::There(file) => file.sync_all().with_context(|| format!("syncing {shown}")),
         }
     }
 }
@@ -164,6 +152,7 @@ mod tests {
     use crate::wait;
     use nix::mount::MsFlags;
     use nix::sched::{CloneFlags, unshare};
+    use std::fs;
     use std::io::{BufRead, BufReader, Read};
     use std::os::unix::fs::FileExt;
     use std::process::{Command, Stdio};
@@ -207,7 +196,7 @@ mod tests {
             format::make(&tools(), content, &devices[index], table.slots[index].size, 512).unwrap();
             mount::make_subvolumes(content, &devices[index], &scratch).unwrap();
         }
-        let mounts = mount::layout(disk, devices, &root).unwrap();
+        let mounts = mount::layout(disk, devices, &[], &root).unwrap();
         for point in ["", "home", "home/xfs", "tmp"] {
             fs::write(root.join(point).join("file"), point).unwrap();
         }
@@ -264,7 +253,7 @@ mod tests {
             }
             for slot in &table.slots {
                 let mut found = [0; 64];
-                image.file.read_exact_at(&mut found, slot.start.0).unwrap();
+                image.file().read_exact_at(&mut found, slot.start.0).unwrap();
                 assert_eq!(String::from_utf8_lossy(&found), words(slot));
             }
             let path = whole.path().to_owned();

@@ -3,32 +3,26 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
-use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
-use nix::libc;
+use anyhow::{Context, Result};
 
 use super::{Made, Source};
-use crate::failure::refused;
 use crate::plan::{Archive, ArchiveStep};
 use crate::progress::{Event, Progress};
 use crate::store::db;
 use crate::store::path::StorePath;
 use crate::store::tarball::Tarball;
+use crate::sys::growing::Growing;
 use crate::sys::pack::{self, Packer};
 use crate::sys::scratch::Scratch;
-use crate::sys::{file, inside, interrupt};
+use crate::sys::{file, inside};
 use crate::system::claim::Claim;
 use crate::system::{identity, init, profile};
 
 // Fewer and larger writes for what is not packed.
 const BUFFER: usize = 1 << 20;
-// It may hold the secrets of extra files.
-const MODE: u32 = 0o600;
 const OS_RELEASE: &str = "etc/os-release";
 const OS_RELEASE_LIMIT: u64 = 64 << 10;
 
@@ -36,7 +30,7 @@ const OS_RELEASE_LIMIT: u64 = 64 << 10;
 #[derive(Default)]
 pub struct Begun {
     scratch: Option<Scratch>,
-    part: Option<Part>,
+    part: Option<Growing>,
 }
 
 pub fn take(step: &ArchiveStep, source: &Source, made: &mut Made, progress: &dyn Progress) -> Result<()> {
@@ -52,14 +46,16 @@ pub fn take(step: &ArchiveStep, source: &Source, made: &mut Made, progress: &dyn
             write(File::from(out), true, source, made, progress).map(drop)
         }
         ArchiveStep::Write { archive: Archive::File { path, packed }, .. } => {
-            let part = Part::new(path)?;
-            let out = part.file.try_clone().with_context(|| format!("opening {}", path.display()))?;
+            let mut part = Growing::new(path)?;
+            let out = part.file().try_clone().with_context(|| format!("opening {}", path.display()))?;
             write(out, *packed, source, made, progress)?;
             made.archive.part = Some(part);
             Ok(())
         }
         ArchiveStep::Publish { .. } => {
-            made.archive.part.take().expect("a plan writes an archive before it names it").publish()
+            let part = made.archive.part.take().expect("a plan writes an archive before it names it");
+            let taken = exists(part.path());
+            part.publish(&taken)
         }
     }
 }
@@ -146,64 +142,6 @@ impl Write for Out {
         match self {
             Out::Plain(out) => out.flush(),
             Out::Packed(packer) => packer.flush(),
-        }
-    }
-}
-
-/// The file, under a temporary name beside its own; dropped, it is gone.
-///
-/// Only a kill leaves it, and the next run of the same command takes it over.
-struct Part {
-    file: Flock<File>,
-    temporary: PathBuf,
-    path: PathBuf,
-    published: bool,
-}
-
-impl Part {
-    fn new(path: &Path) -> Result<Part> {
-        let name = path.file_name().context("the archive has no name")?.to_string_lossy();
-        let temporary = path.with_file_name(format!(".{name}.part"));
-        let making = || format!("making {}", temporary.display());
-        let busy = || {
-            format!("{} is being written by another run of this command; wait for its end", path.display())
-        };
-        let mut options = File::options();
-        options.write(true).create(true).truncate(false).mode(MODE).custom_flags(libc::O_NOFOLLOW);
-        let file = options.open(&temporary).with_context(making)?;
-        let Ok(file) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { bail!(busy()) };
-        // The other run may have ended in between, and what was opened is a whole archive now.
-        let own = file.metadata().with_context(making)?;
-        if !fs::symlink_metadata(&temporary).is_ok_and(|there| there.ino() == own.ino()) {
-            bail!(busy());
-        }
-        interrupt::grows(&temporary);
-        file.set_len(0).with_context(making)?;
-        Ok(Part { file, temporary, path: path.to_owned(), published: false })
-    }
-
-    /// Syncs the file and gives it its name, unless another file has got that meanwhile.
-    fn publish(mut self) -> Result<()> {
-        let shown = self.path.display();
-        let mode = fs::Permissions::from_mode(MODE);
-        self.file
-            .set_permissions(mode)
-            .and_then(|()| self.file.sync_all())
-            .with_context(|| format!("syncing {shown}"))?;
-        match renameat2(AT_FDCWD, &self.temporary, AT_FDCWD, &self.path, RenameFlags::RENAME_NOREPLACE) {
-            Err(Errno::EEXIST) => Err(refused(exists(&self.path))),
-            renamed => renamed.with_context(|| format!("publishing {shown}")),
-        }?;
-        self.published = true;
-        interrupt::grown();
-        file::sync_dir(self.path.parent().unwrap_or(Path::new("/")))
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        if !self.published {
-            let _ = fs::remove_file(&self.temporary);
         }
     }
 }

@@ -6,6 +6,7 @@ pub mod clock;
 pub mod command;
 pub mod cpio;
 pub mod file;
+pub mod growing;
 pub mod inside;
 pub mod interrupt;
 pub mod ioctl;
