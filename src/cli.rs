@@ -327,7 +327,7 @@ pub struct InstallViaSsh {
     #[arg(long)]
     no_reboot: bool,
     /// Go on with what was begun, in the rescue that waits there
-    #[arg(long, conflicts_with_all = ["disk", "layout", "extra_files", "kexec_only", "dry_run", "plan", "hardware_report", "system"])]
+    #[arg(long, conflicts_with_all = ["disk", "layout", "kexec_only", "dry_run", "plan", "hardware_report", "system"])]
     pub resume: bool,
     /// How long the rescue waits for us before the machine goes back to what it was
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = clap::value_parser!(u32).range(30..=86400))]

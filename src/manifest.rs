@@ -193,9 +193,9 @@ impl Manifest {
             (Some(BootLoader::Lanzaboote), _) => Kind::Lanzaboote,
             (Some(BootLoader::Limine), _) => Kind::Limine,
             (Some(BootLoader::Extlinux), _) => Kind::Extlinux,
-            (Some(BootLoader::None), _) => Kind::None,
-            // GRUB's own settings tell for which firmware it is, and a hook may be of a loader we know.
-            (Some(BootLoader::Grub | BootLoader::Other) | None, kind) => kind,
+            // GRUB's own settings tell for which firmware it is, and a hook may be of a loader we know. None is
+            // what a module says that does not know the loader, and NixOS's own warning in its place is known.
+            (Some(BootLoader::Grub | BootLoader::Other | BootLoader::None) | None, kind) => kind,
         };
         // NixOS has an ESP mount point for every system, whether it has an ESP or not.
         let may_have_esp = kind.needs_esp() || matches!(kind, Kind::Limine | Kind::External);
@@ -212,6 +212,7 @@ impl Manifest {
             kind,
             esp_mount_point: told.or(guess.esp_mount_point),
             boot_mount_point: guess.boot_mount_point,
+            written: guess.written,
             baked_devices,
             can_touch_efi_variables: self.can_touch_efi_variables.or(guess.can_touch_efi_variables),
         }
@@ -333,6 +334,7 @@ mod tests {
             kind,
             esp_mount_point: None,
             boot_mount_point: None,
+            written: vec![],
             baked_devices: vec![],
             can_touch_efi_variables: None,
         };
@@ -342,7 +344,8 @@ mod tests {
             ("lanzaboote", Kind::SystemdBoot, Kind::Lanzaboote, Some("/efi")),
             ("limine", Kind::External, Kind::Limine, Some("/efi")),
             ("extlinux", Kind::External, Kind::Extlinux, None),
-            ("none", Kind::External, Kind::None, None),
+            ("none", Kind::External, Kind::External, Some("/efi")),
+            ("none", Kind::None, Kind::None, None),
             ("grub", Kind::GrubBios, Kind::GrubBios, None),
             ("grub", Kind::GrubBoth, Kind::GrubBoth, Some("/efi")),
             ("other", Kind::External, Kind::External, Some("/efi")),

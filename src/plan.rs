@@ -158,6 +158,16 @@ impl fmt::Display for Plan {
     }
 }
 
+impl Plan {
+    /// Lays these extra files over the root, in the place of those that it may have had.
+    pub fn bring(&mut self, files: &Path) {
+        self.steps.retain(|step| !matches!(step, Step::ExtraFiles { .. }));
+        let profile = self.steps.iter().position(|step| matches!(step, Step::Profile { .. }));
+        let at = profile.unwrap_or(self.steps.len());
+        self.steps.insert(at, Step::ExtraFiles { from: files.to_owned() });
+    }
+}
+
 /// What is asked for, whatever the target is.
 #[derive(Clone, Debug)]
 pub struct Wishes {

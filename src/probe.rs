@@ -12,9 +12,10 @@ use nix::libc;
 use crate::disk::contents::{self, Contents, TableKind};
 use crate::disk::derive::Present;
 use crate::disk::device::kernel_name;
-use crate::disk::fstab::{self, Name};
+use crate::disk::fstab::Name;
 use crate::disk::holders::{self, Device, Holder, Snapshot, Use};
 use crate::disk::image::SECTOR_SIZE;
+use crate::disk::seen::Seen;
 use crate::facts::{DiskFacts, DiskKind, NamedDevice, Refusal};
 use crate::size::Bytes;
 use crate::sys::ioctl;
@@ -24,6 +25,7 @@ mod hardware;
 mod host;
 mod network;
 mod target;
+mod users;
 
 pub use dir::{dir, free_space, is_live_root};
 pub use hardware::hardware;
@@ -59,6 +61,16 @@ pub fn disk(path: &Path) -> Result<DiskFacts> {
     let mut facts = empty(path, node, DiskKind::NoDisk);
     facts.refusals.push(Refusal::NotADisk(what.to_owned()));
     Ok(facts)
+}
+
+/// Notes by what a disk or an image that is there is known again.
+pub fn seen(facts: &DiskFacts) -> Result<Option<Seen>> {
+    if facts.kind == DiskKind::NewImage || !facts.refusals.is_empty() {
+        return Ok(None);
+    }
+    let looking = || format!("looking at {}", facts.path.display());
+    let file = File::open(&facts.path).with_context(looking)?;
+    Seen::of(&file).with_context(looking).map(Some)
 }
 
 fn empty(path: &Path, node: PathBuf, kind: DiskKind) -> DiskFacts {
@@ -102,7 +114,14 @@ fn image(path: &Path, node: PathBuf) -> Result<DiskFacts> {
     if nix::unistd::access(&node, nix::unistd::AccessFlags::W_OK).is_err() {
         facts.refusals.push(Refusal::ReadOnly);
     }
-    let held = holders::of_file(&snapshot()?, &node.to_string_lossy());
+    let device = node.to_string_lossy().into_owned();
+    let mut held = holders::of_file(&snapshot()?, &device, (meta.dev(), meta.ino()));
+    if held.is_empty() {
+        held.extend(user(&device, || users::of(users::is_file(&meta))));
+    }
+    if held.is_empty() && users::is_locked(&file) {
+        held.push(Holder { device, layers: Vec::new(), using: Use::Locked });
+    }
     facts.refusals.extend(held.into_iter().map(Refusal::Held));
     Ok(facts)
 }
@@ -158,8 +177,31 @@ fn block_device(path: &Path, node: PathBuf, number: u64) -> Result<DiskFacts> {
     if held.is_empty() && !can_claim(&facts.node)? {
         held.push(Holder { device: format!("/dev/{name}"), layers: Vec::new(), using: Use::Unknown });
     }
+    if held.is_empty() {
+        let numbers = numbers(&snapshot, &name);
+        let is_it = |meta: &fs::Metadata| {
+            meta.file_type().is_block_device() && numbers.contains(&device_number(meta.rdev()))
+        };
+        held.extend(user(&format!("/dev/{name}"), || users::of(is_it)));
+    }
     add_holders(&mut facts, held);
     Ok(facts)
+}
+
+/// Returns the programs that have something open as who holds it, if there are any.
+fn user(device: &str, programs: impl FnOnce() -> Vec<String>) -> Option<Holder> {
+    let programs = Some(programs()).filter(|programs| !programs.is_empty())?;
+    Some(Holder { device: device.to_owned(), layers: Vec::new(), using: Use::Open(programs) })
+}
+
+/// Returns the numbers of a disk and its partitions, as `/sys` writes them.
+fn numbers(snapshot: &Snapshot, disk: &str) -> BTreeSet<String> {
+    let is_on = |(name, device): &(&String, &Device)| *name == disk || device.parent.as_deref() == Some(disk);
+    snapshot.devices.iter().filter(is_on).map(|(_, device)| device.number.clone()).collect()
+}
+
+fn device_number(number: u64) -> String {
+    format!("{}:{}", libc::major(number), libc::minor(number))
 }
 
 fn add_holders(facts: &mut DiskFacts, held: Vec<Holder>) {
@@ -235,6 +277,7 @@ pub fn snapshot() -> Result<Snapshot> {
             holders: names_in(sys.join("holders")),
             mapper: read_line(&sys.join("dm/name")),
             backing_file: read_line(&sys.join("loop/backing_file")),
+            backing: backing(&entry),
             zfs_member: false,
         };
         devices.insert(entry, device);
@@ -250,6 +293,14 @@ pub fn snapshot() -> Result<Snapshot> {
         btrfs: btrfs.collect(),
         zfs_pools: pools.filter(|name| Path::new("/proc/spl/kstat/zfs").join(name).is_dir()).collect(),
     })
+}
+
+/// Returns the device and the inode of the file that a loop device stands on.
+fn backing(name: &str) -> Option<(u64, u64)> {
+    if !is_kind(name, "loop") || !Path::new(&format!("/sys/class/block/{name}/loop")).exists() {
+        return None;
+    }
+    ioctl::loop_file(&File::open(format!("/dev/{name}")).ok()?).ok()
 }
 
 fn names_in(dir: impl AsRef<Path>) -> Vec<String> {
@@ -276,9 +327,9 @@ fn mountinfo() -> Result<Vec<String>> {
 }
 
 /// Looks up the devices that an fstab names, by its own spelling; those not here are absent.
-pub fn fstab_devices(fstab: &str) -> BTreeMap<String, Present> {
-    let entries = fstab::parse(fstab);
-    entries.into_iter().filter_map(|entry| Some((entry.device.clone(), present(&entry.name())?))).collect()
+pub fn named_here(devices: Vec<String>) -> BTreeMap<String, Present> {
+    let present = |device: String| present(&Name::parse(&device)).map(|found| (device, found));
+    devices.into_iter().filter_map(present).collect()
 }
 
 fn present(name: &Name) -> Option<Present> {
@@ -384,6 +435,7 @@ fn names_on(disk: &str) -> Result<Vec<NamedDevice>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::fstab;
     use crate::disk::image::Loop;
 
     fn refusals(path: &Path) -> Vec<String> {

@@ -6,14 +6,13 @@
 //! what it left on the disk.
 
 use std::collections::VecDeque;
-use std::fs::{self, File};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 pub use self::devices::{TargetDisk, TargetPartition, device_nodes, link_name};
+pub use self::needs::{Need, needs, toplevels};
 pub use self::recognise::recognise;
 pub use self::removable::ensure_removable;
 use crate::progress::{Event, Progress};
@@ -22,8 +21,12 @@ use crate::sys::namespace::{self, DeviceNode, Efi, Fence, Network, Preparation};
 use crate::sys::{command, inside};
 
 mod devices;
+mod entries;
+mod look;
+mod needs;
 mod recognise;
 mod removable;
+mod version;
 
 /// A system's boot loader, as far as the texts in its store tell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +37,9 @@ pub struct Loader {
     pub esp_mount_point: Option<PathBuf>,
     /// Where it puts kernels and menus, when that is known and another place.
     pub boot_mount_point: Option<PathBuf>,
+    /// Where else it writes: to the other boot directories and EFI system partitions of GRUB's mirrored boots.
+    #[serde(default)]
+    pub written: Vec<PathBuf>,
     /// The disks it writes boot code to, as named when the system was built.
     pub baked_devices: Vec<PathBuf>,
     pub can_touch_efi_variables: Option<bool>,
@@ -52,7 +58,7 @@ pub enum Kind {
     Lanzaboote,
     Limine,
     Extlinux,
-    /// An installer that is not known; it is run, and its status believed.
+    /// An installer that is not known; it is run, and judged by whether anything that it left names the system.
     External,
     /// No boot loader is enabled.
     None,
@@ -119,7 +125,7 @@ pub fn install(install: &Install, progress: &dyn Progress) -> Result<()> {
         bail!(NoLoader);
     }
     run_installer(install, progress).context("installing the boot loader")?;
-    look(install).context("looking for the boot loader that was installed")?;
+    look::look(install, progress).context("looking for the boot loader that was installed")?;
     if let Some(esp) = install.esp {
         let arch = architecture(install.root, install.system)?;
         ensure_removable(&below(install.root, esp), install.loader.kind, arch)?;
@@ -163,103 +169,6 @@ fn run_installer(install: &Install, progress: &dyn Progress) -> Result<()> {
     }
 }
 
-/// Judges by what is on the disk.
-fn look(install: &Install) -> Result<()> {
-    let Install { root, system, loader, .. } = install;
-    let esp = install.esp.or(loader.esp_mount_point.as_deref());
-    let esp = esp.map_or_else(|| root.join("boot"), |esp| below(root, esp));
-    let boot = loader.boot_mount_point.as_deref().map_or_else(|| esp.clone(), |boot| below(root, boot));
-    let init = format!("init={system}/init");
-    match loader.kind {
-        Kind::SystemdBoot => look_for_entry(&esp, &boot, &init),
-        Kind::Lanzaboote => look_for_image(&esp, &init),
-        Kind::GrubBios | Kind::GrubEfi | Kind::GrubBoth | Kind::GrubMenu => {
-            let boot = loader.boot_mount_point.as_deref().unwrap_or(Path::new("/boot"));
-            look_for_words(&below(root, boot).join("grub/grub.cfg"), &init)?;
-            if loader.kind.needs_bios_partition() {
-                install.disks.iter().try_for_each(|disk| look_for_boot_code(disk))?;
-            }
-            Ok(())
-        }
-        Kind::Limine => {
-            let places = [esp.join("limine/limine.conf"), root.join("boot/limine/limine.conf")];
-            let place = places.iter().find(|path| path.exists()).unwrap_or(&places[0]);
-            look_for_words(place, &system.to_string())
-        }
-        Kind::Extlinux => look_for_words(&root.join("boot/extlinux/extlinux.conf"), &init),
-        Kind::External | Kind::None | Kind::NoSwitch => Ok(()),
-    }
-}
-
-fn look_for_entry(esp: &Path, boot: &Path, init: &str) -> Result<()> {
-    let conf = esp.join("loader/loader.conf");
-    let text = fs::read_to_string(&conf).with_context(|| format!("reading {}", conf.display()))?;
-    let Some(default) = setting(&text, "default") else {
-        bail!(
-            "{} names no default entry; the system must be the newest generation of its profile",
-            conf.display()
-        );
-    };
-    let entry = boot.join("loader/entries").join(default);
-    let text = fs::read_to_string(&entry)
-        .with_context(|| format!("reading the default entry {}", entry.display()))?;
-    if !setting(&text, "options").is_some_and(|options| options.split_whitespace().any(|word| word == init)) {
-        bail!("the default entry {} does not have {init}", entry.display());
-    }
-    for name in ["linux", "initrd"] {
-        let Some(path) = setting(&text, name) else { continue };
-        let file = below(boot, Path::new(path));
-        if !file.metadata().is_ok_and(|meta| meta.len() > 0) {
-            bail!("the default entry {} wants {path}, which is not there", entry.display());
-        }
-    }
-    Ok(())
-}
-
-fn setting<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    text.lines().find_map(|line| {
-        let (word, rest) = line.trim().split_once(char::is_whitespace)?;
-        (word == name).then(|| rest.trim())
-    })
-}
-
-fn look_for_image(esp: &Path, init: &str) -> Result<()> {
-    let dir = esp.join("EFI/Linux");
-    let entries = fs::read_dir(&dir).with_context(|| format!("reading {}", dir.display()))?;
-    for entry in entries {
-        let path = entry.with_context(|| format!("reading {}", dir.display()))?.path();
-        let image = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-        // The command line lies in the image as plain text.
-        if image.windows(init.len()).any(|part| part == init.as_bytes()) {
-            return Ok(());
-        }
-    }
-    bail!("no image in {} has {init}", dir.display())
-}
-
-fn look_for_words(path: &Path, words: &str) -> Result<()> {
-    let text = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-    if !String::from_utf8_lossy(&text).contains(words) {
-        bail!("{} does not have {words}", path.display());
-    }
-    Ok(())
-}
-
-// The part of the first sector that is code: a disk's signature and MBR follow.
-const BOOT_CODE: usize = 440;
-
-fn look_for_boot_code(disk: &Path) -> Result<()> {
-    let mut code = [0; BOOT_CODE];
-    let disk_name = disk.display();
-    File::open(disk)
-        .and_then(|mut disk| disk.read_exact(&mut code))
-        .with_context(|| format!("reading {disk_name}"))?;
-    if code.iter().all(|&byte| byte == 0) {
-        bail!("{disk_name} has no boot code in its first sector");
-    }
-    Ok(())
-}
-
 /// Returns what the UEFI specification calls the machine: `X64` in `BOOTX64.EFI`.
 fn architecture(root: &Path, system: &StorePath) -> Result<&'static str> {
     let path = PathBuf::from(format!("{system}/system"));
@@ -285,6 +194,7 @@ fn below(root: &Path, path: &Path) -> PathBuf {
 mod tests {
     use super::*;
     use crate::sys::namespace::{Output, testing};
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
     use std::sync::Mutex;
 
@@ -299,7 +209,7 @@ mod tests {
 
     impl Progress for Heard {
         fn event(&self, event: Event) {
-            if let Event::Output { line, .. } = event {
+            if let Event::Output { line, .. } | Event::Warning { text: line } = event {
                 self.0.lock().unwrap().push(line);
             }
         }
@@ -376,8 +286,7 @@ mod tests {
             ),
             ("kill -9 $$".to_owned(), "ended with status 137"),
             ("exit 0".to_owned(), "reading"),
-            (format!("{SYSTEMD_BOOT} echo timeout 5 > /boot/loader/loader.conf"), "names no default entry"),
-            (format!("{SYSTEMD_BOOT} b rm {conf}"), "reading the default entry"),
+            (format!("{SYSTEMD_BOOT} b rm {conf}"), "there is no boot entry in"),
             (
                 format!("{SYSTEMD_BOOT} echo options init=/nix/store/other/init > {conf}"),
                 "does not have init=/nix/store/",
@@ -391,6 +300,31 @@ mod tests {
             let root = root(&script);
             let error = format!("{:#}", run(root.path(), Kind::SystemdBoot, &[]).0.expect_err(&script));
             assert!(error.contains(sentence), "{script}: {error}");
+        }
+    }
+
+    #[test]
+    fn entries_by_hash_and_with_counters_are_found() {
+        let counted =
+            "b mv /boot/loader/entries/nixos-generation-1.conf /boot/loader/entries/nixos-0a1b+3.conf
+            printf 'preferred nixos-0a1b.conf\\ndefault nixos-*\\n' > /boot/loader/loader.conf";
+        let root = root(&format!("{SYSTEMD_BOOT} {counted}"));
+        run(root.path(), Kind::SystemdBoot, &[]).0.unwrap();
+    }
+
+    #[test]
+    fn of_a_loader_that_is_not_known_it_is_told_when_nothing_names_the_system() {
+        for (script, warned) in [
+            ("b mkdir -p /boot/nixos; echo \"${0%/bin/*}/init\" > /boot/nixos/cmdline.txt", false),
+            ("b mkdir -p /boot/nixos; echo /nix/store/other/init > /boot/nixos/cmdline.txt", true),
+        ] {
+            let (result, heard) = run(root(script).path(), Kind::External, &[]);
+            result.unwrap();
+            assert_eq!(
+                heard.iter().any(|line| line.contains("nothing names the system")),
+                warned,
+                "{script}"
+            );
         }
     }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::fcntl::OFlag;
 
-use crate::boot::loader::{self, Kind, Loader};
+use crate::boot::loader::{self, Kind, Loader, Need};
 use crate::disk::fstab::{self, Name};
 use crate::disk::layout::{self, Architecture, DiskLayout, Layout};
 use crate::disk::table::Ids;
@@ -16,12 +16,13 @@ use crate::disk::{derive, format, names};
 use crate::facts::{self, DiskFacts};
 use crate::failure::{refused, usage};
 use crate::manifest::{self, Manifest};
-use crate::plan::DiskWishes;
+use crate::plan::{DiskWishes, Wishes};
 use crate::probe;
 use crate::size::Bytes;
 use crate::store::closure::Closure;
 use crate::store::path::StorePath;
 use crate::sys::{command, inside};
+use crate::system::extra_files;
 
 /// Where the disk is, and so what may make it.
 pub enum Place<'a> {
@@ -37,17 +38,26 @@ pub struct Look<'a> {
     layout: Option<&'a Path>,
     manifest: Manifest,
     pub loader: Loader,
+    /// What the loader's installer reads from outside the store.
+    needs: Vec<Need>,
+    /// The person's own files, where they go.
+    brought: Vec<PathBuf>,
+    /// The host keys that the machine is given.
+    pub host_keys: Vec<PathBuf>,
 }
 
 impl<'a> Look<'a> {
-    /// Looks at `system` in `root`. A `layout` is a file that says another one than the system's own.
-    pub fn new(root: &'a Path, system: &'a StorePath, layout: Option<&'a Path>) -> Result<Look<'a>> {
+    /// Looks at what is wished for. A `layout` is a file that says another one than the system's own.
+    pub fn new(wishes: &'a Wishes, layout: Option<&'a Path>) -> Result<Look<'a>> {
+        let Wishes { system, from: root, extra_files } = wishes;
         let manifest = manifest::read(root, system)?.unwrap_or_default();
         let loader = manifest.correct(loader::recognise(root, system)?);
         if matches!(loader.kind, Kind::None | Kind::NoSwitch) {
             return Err(refused(loader::NoLoader.to_string()));
         }
-        Ok(Look { toplevel: Toplevel { root, system }, layout, manifest, loader })
+        let brought = extra_files.as_deref().map(extra_files::places).transpose()?.unwrap_or_default();
+        let (needs, host_keys) = (loader::needs(root, system)?, Vec::new());
+        Ok(Look { toplevel: Toplevel { root, system }, layout, manifest, loader, needs, brought, host_keys })
     }
 
     /// Returns the parameters of the system's own kernel.
@@ -61,6 +71,7 @@ impl<'a> Look<'a> {
         let architecture = toplevel.architecture()?;
         let boot_files = toplevel.boot_files()?;
         let fstab = toplevel.text("etc/fstab")?;
+        let kernel_params = toplevel.text("kernel-params")?;
         let mut notes = Vec::new();
         let layout = match (self.layout, &manifest.layout) {
             (Some(file), _) => read_layout(file)?,
@@ -70,12 +81,13 @@ impl<'a> Look<'a> {
             (None, None) => {
                 let wanted = derive::Wanted {
                     fstab: &fstab,
-                    kernel_params: &toplevel.text("kernel-params")?,
+                    kernel_params: &kernel_params,
                     loader: wants(self.loader.kind),
                     esp_mountpoint: self.loader.esp_mount_point.as_deref().and_then(Path::to_str),
+                    written: &self.loader.written,
                     architecture,
                     luks: &manifest.luks_devices,
-                    present: &probe::fstab_devices(&fstab),
+                    present: &probe::named_here(derive::named(&fstab, &kernel_params)),
                     disk_size: Some(facts.size),
                     boot_files,
                 };
@@ -86,6 +98,7 @@ impl<'a> Look<'a> {
         };
         names::check(&layout, &fstab, &manifest.luks_devices).map_err(|error| refused(error.to_string()))?;
         let (name, disk) = layout.disk().map_err(|error| refused(error.to_string()))?;
+        notes.extend(names::unmet(disk, &kernel_params, &toplevel.text("etc/crypttab")?));
         let (tools, efi_variables) = match place {
             Place::Here { efi_variables } => {
                 notes.extend(twins(disk, facts, &fstab, manifest));
@@ -99,11 +112,25 @@ impl<'a> Look<'a> {
             architecture,
             ids: Ids::random(disk.partitions.len()),
             loader: self.loader.clone(),
+            lacking: self.lacking(),
+            seen: None,
+            fstab: fstab::parse(&fstab),
+            brought: self.brought.clone(),
+            host_keys: self.host_keys.clone(),
             efi_variables,
             boot_files,
             tools,
             notes,
         })
+    }
+
+    /// Returns what the loader's installer reads and nobody brings: neither it, nor anything below it.
+    fn lacking(&self) -> Vec<Need> {
+        let comes = |need: &&Need| {
+            let mut brought = self.brought.iter().chain(&self.host_keys);
+            !brought.any(|path| path.starts_with(&need.path))
+        };
+        self.needs.iter().filter(comes).cloned().collect()
     }
 
     /// Finds the programs that the layout needs: the manifest's, else the system's own, else those in PATH.
@@ -215,22 +242,13 @@ impl Toplevel<'_> {
 
     /// Returns what kernels and initrds take, those of all specialisations included.
     fn boot_files(&self) -> Result<Bytes> {
-        let mut toplevels = vec![String::new()];
-        let specialisations =
-            inside::open(self.root, &self.path("specialisation"), OFlag::O_RDONLY | OFlag::O_DIRECTORY);
-        if let Ok(dir) = specialisations {
-            let dir = inside::path_of(&dir).context("finding the specialisations")?;
-            for entry in fs::read_dir(&dir).with_context(|| format!("listing {}", dir.display()))? {
-                let name = entry.with_context(|| format!("listing {}", dir.display()))?.file_name();
-                toplevels.push(format!("specialisation/{}/", name.to_string_lossy()));
-            }
-        }
-        let files = toplevels.iter().flat_map(|top| [format!("{top}kernel"), format!("{top}initrd")]);
+        let toplevels = loader::toplevels(self.root, self.system)?;
+        let files = toplevels.iter().flat_map(|top| [top.join("kernel"), top.join("initrd")]);
         Ok(files.map(|file| self.size(&file)).sum())
     }
 
-    fn size(&self, name: &str) -> Bytes {
-        let file = inside::open(self.root, &self.path(name), OFlag::O_RDONLY).map(File::from);
+    fn size(&self, path: &Path) -> Bytes {
+        let file = inside::open(self.root, path, OFlag::O_RDONLY).map(File::from);
         Bytes(file.and_then(|file| file.metadata()).map_or(0, |meta| meta.len()))
     }
 }

@@ -28,8 +28,8 @@ pub fn run(args: &InstallToDisk) -> Result<()> {
     args.extra.extra_files.as_deref().map_or(Ok(()), extra_files::check)?;
     let facts = look(args)?;
     let here = Place::Here { efi_variables: args.efi_variables };
-    let disk_wishes =
-        Look::new(&wishes.from, &wishes.system, args.layout.as_deref())?.wishes(&facts, &here)?;
+    let mut disk_wishes = Look::new(&wishes, args.layout.as_deref())?.wishes(&facts, &here)?;
+    disk_wishes.seen = probe::seen(&facts)?;
     let closure = closure::read(&wishes.from, &wishes.system, &*progress)?;
     let summary = Summary {
         paths: closure.paths.len(),

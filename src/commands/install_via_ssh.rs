@@ -72,7 +72,7 @@ struct Story<'a> {
 impl Story<'_> {
     fn tell(&self) -> Result<()> {
         let done = match self.args.resume {
-            true => self.go_on(State::open(&self.args.host)?),
+            true => self.go_on(self.begun()?),
             false => self.begin(),
         }?;
         if !done.is_empty() {
@@ -136,6 +136,15 @@ impl Story<'_> {
         ));
         self.jump(reached, &decided, &mut state)?;
         self.in_rescue(state, keys)
+    }
+
+    /// Opens what an earlier run has begun, with the extra files that are brought now.
+    fn begun(&self) -> Result<State> {
+        let mut state = State::open(&self.args.host)?;
+        if let Some(from) = &self.args.extra.extra_files {
+            state.bring(from, look::brought(Some(from))?)?;
+        }
+        Ok(state)
     }
 
     /// Goes on with what an earlier run has begun: its machine is in the rescue, or in memory all the time.

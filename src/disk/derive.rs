@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use self::choice::{check_reproducible, keep, refuse};
 use super::fstab::{self, Entry, Name};
 use super::layout::{
     Architecture, Btrfs, Content, DiskLayout, Filesystem, Format, LUKS_HEADER, Layout, LayoutError, Luks,
@@ -16,6 +17,8 @@ use super::layout::{
 };
 use super::names;
 use crate::size::Bytes;
+
+pub mod choice;
 
 // systemd grows a file system whose entry has this bit, when it found it by its type; the root from version 255 on.
 const GROW_FILE_SYSTEM: u8 = 59;
@@ -27,51 +30,6 @@ const USUAL_ESP: Bytes = Bytes::gib(1);
 const USUAL_BOOT: Bytes = Bytes::gib(1);
 const USUAL_SWAP: Bytes = Bytes::gib(2);
 const SMALLEST_SWAP: Bytes = Bytes::mib(64);
-
-// Made by the kernel or by the system itself at boot.
-const NO_DEVICE: [&str; 23] = [
-    "tmpfs",
-    "ramfs",
-    "proc",
-    "sysfs",
-    "devtmpfs",
-    "devpts",
-    "overlay",
-    "cgroup",
-    "cgroup2",
-    "debugfs",
-    "tracefs",
-    "securityfs",
-    "pstore",
-    "efivarfs",
-    "configfs",
-    "fusectl",
-    "mqueue",
-    "hugetlbfs",
-    "binfmt_misc",
-    "autofs",
-    "bpf",
-    "rpc_pipefs",
-    "none",
-];
-const NETWORK: [&str; 13] = [
-    "nfs",
-    "nfs3",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "smbfs",
-    "9p",
-    "virtiofs",
-    "ceph",
-    "glusterfs",
-    "afs",
-    "davfs",
-    "sshfs",
-];
-// Mounted before the real init runs, whatever the options say (NixOS's pathsNeededForBoot).
-const NEEDED_FOR_BOOT: [&str; 9] =
-    ["/", "/nix", "/nix/store", "/var", "/var/log", "/var/lib", "/var/lib/nixos", "/etc", "/usr"];
 
 /// What the boot loader wants of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,8 +78,10 @@ pub struct Wanted<'a> {
     pub luks: &'a BTreeMap<String, PathBuf>,
     /// Where the ESP is mounted, if the manifest says it.
     pub esp_mountpoint: Option<&'a str>,
+    /// Where else the loader's installer writes, and so needs what is mounted there.
+    pub written: &'a [PathBuf],
     pub architecture: Architecture,
-    /// The devices fstab names that are here, by fstab's spelling (see `probe::fstab_devices`).
+    /// The devices that [`named`] returns and are here, by their spelling there.
     pub present: &'a BTreeMap<String, Present>,
     /// The size of the disk to install onto, where it is known.
     pub disk_size: Option<Bytes>,
@@ -143,6 +103,7 @@ pub fn derive(wanted: &Wanted<'_>) -> Result<Derived, LayoutError> {
     let mut notes = Vec::new();
     let kept = keep(&entries, &esp_mountpoint(wanted, &entries), wanted, &mut notes)?;
     let mut volumes = volumes(&kept, wanted, &mut notes)?;
+    name_as_kernel_does(&mut volumes, wanted);
     complete(&mut volumes, wanted, gpt_auto, &entries)?;
     volumes.sort_by_key(|volume| volume.role);
 
@@ -167,6 +128,33 @@ pub fn derive(wanted: &Wanted<'_>) -> Result<Derived, LayoutError> {
     Ok(Derived { layout, notes })
 }
 
+/// Returns all devices that a system names in its fstab and to its kernel, as they are written there.
+pub fn named(fstab: &str, kernel_params: &str) -> Vec<String> {
+    let entries = fstab::parse(fstab).into_iter().map(|entry| entry.device);
+    let params = names::of_kernel(kernel_params).map(|(_, device)| device.to_owned());
+    entries.chain(params).collect()
+}
+
+/// Gives to what fstab names the names that the kernel's parameters have for it.
+fn name_as_kernel_does(volumes: &mut [Volume], wanted: &Wanted<'_>) {
+    for (_, device) in names::of_kernel(wanted.kernel_params) {
+        let Some(here) = wanted.present.get(device) else { continue };
+        let is_it = |volume: &&mut Volume| volume.present.as_ref().is_some_and(|have| have.is_same(here));
+        let Some(volume) = volumes.iter_mut().find(is_it) else { continue };
+        let name = Name::parse(device);
+        let same_kind = |have: &Name| std::mem::discriminant(have) == std::mem::discriminant(&name);
+        if !volume.names.iter().any(same_kind) {
+            volume.names.push(name);
+        }
+    }
+}
+
+impl Present {
+    fn is_same(&self, other: &Present) -> bool {
+        !self.node.is_empty() && self.node == other.node
+    }
+}
+
 /// What a partition is for, in the order in which they are laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Role {
@@ -188,125 +176,6 @@ struct Volume {
     present: Option<Present>,
     /// What it is opened as and from, where it is encrypted.
     luks: Option<(String, PathBuf)>,
-}
-
-/// Chooses the entries that need a partition, and tells or refuses the others.
-fn keep(
-    entries: &[Entry],
-    esp: &str,
-    wanted: &Wanted<'_>,
-    notes: &mut Vec<String>,
-) -> Result<Vec<Entry>, LayoutError> {
-    let mut kept: Vec<Entry> = Vec::new();
-    for entry in entries {
-        if NO_DEVICE.contains(&entry.kind.as_str()) || entry.has("bind") || entry.has("rbind") {
-            continue;
-        }
-        let elsewhere = if NETWORK.contains(&entry.kind.as_str()) || entry.kind.starts_with("fuse") {
-            Some(format!("is a {} mount", entry.kind))
-        } else if entry.device.starts_with('/') && !entry.device.starts_with("/dev/") {
-            Some(if entry.is_swap() { "is a swap file".to_owned() } else { "is a file".to_owned() })
-        } else {
-            None
-        };
-        let place = place(entry);
-        match elsewhere {
-            Some(why) if needed_for_boot(entry) => {
-                return Err(refuse(entry, &format!("{why}, which a disk cannot hold")));
-            }
-            Some(why) => notes.push(format!("{} on {place} {why}: left out", entry.device)),
-            None => kept.push(entry.clone()),
-        }
-    }
-    // What the system boots without is left out, unless it is on the device of something it needs.
-    let needed: Vec<String> = kept
-        .iter()
-        .filter(|entry| required(entry) || entry.is_swap() || entry.mountpoint == esp)
-        .map(|entry| entry.device.clone())
-        .collect();
-    kept.retain(|entry| {
-        let keep = needed.contains(&entry.device);
-        if !keep {
-            notes.push(format!(
-                "{} on {} is not needed to boot (nofail or noauto): left out",
-                entry.device, entry.mountpoint
-            ));
-        }
-        keep
-    });
-    for entry in &kept {
-        check_reproducible(entry, wanted.luks)?;
-    }
-    Ok(kept)
-}
-
-pub(super) fn required(entry: &Entry) -> bool {
-    let on_demand = entry.has("x-systemd.automount");
-    needed_for_boot(entry) || (!entry.has("nofail") && (!entry.has("noauto") || on_demand))
-}
-
-fn needed_for_boot(entry: &Entry) -> bool {
-    entry.has("x-initrd.mount") || NEEDED_FOR_BOOT.contains(&entry.mountpoint.as_str())
-}
-
-pub(super) fn on_a_disk(entry: &Entry) -> bool {
-    let kind = entry.kind.as_str();
-    let elsewhere = NO_DEVICE.contains(&kind) || NETWORK.contains(&kind) || kind.starts_with("fuse");
-    let file = entry.device.starts_with('/') && !entry.device.starts_with("/dev/");
-    !elsewhere && !file && !entry.has("bind") && !entry.has("rbind")
-}
-
-pub(super) fn place(entry: &Entry) -> String {
-    if entry.is_swap() { "swap".to_owned() } else { entry.mountpoint.clone() }
-}
-
-fn refuse(entry: &Entry, why: &str) -> LayoutError {
-    LayoutError::CannotDerive { device: entry.device.clone(), mountpoint: place(entry), why: why.to_owned() }
-}
-
-fn check_reproducible(entry: &Entry, luks: &BTreeMap<String, PathBuf>) -> Result<(), LayoutError> {
-    let kind = entry.kind.as_str();
-    if !entry.is_swap() && kind != "auto" && Format::from_name(kind).is_none() {
-        return Err(refuse(entry, &format!("is a {kind} file system, which this version does not make")));
-    }
-    let Name::Other(device) = entry.name() else { return Ok(()) };
-    let path = device.strip_prefix("/dev/").unwrap_or(&device);
-    let why = match path {
-        "gpt-auto-root" | "gpt-auto-root-luks" if entry.mountpoint == "/" => return Ok(()),
-        _ if mapper(entry).is_some_and(|name| luks.contains_key(name)) => return Ok(()),
-        "root" => "is chosen by root= on the kernel command line",
-        _ if path.starts_with("mapper/") || path.starts_with("dm-") => {
-            "is LVM, or encrypted and not said to be opened by the initrd in the system's manifest"
-        }
-        _ if path.starts_with("md/")
-            || path.starts_with("md") && path[2..].starts_with(|c: char| c.is_ascii_digit()) =>
-        {
-            "is a RAID array, which this version does not make"
-        }
-        _ if path.starts_with("disk/by-id/") || path.starts_with("disk/by-path/") => {
-            "names one particular disk, which the clone is not"
-        }
-        _ if path.starts_with("disk/") => "is a name this version cannot give to a new partition",
-        _ if path.starts_with("zvol/") => "is a ZFS volume, which this version does not make",
-        _ if goes_by_order(&device) => "goes by the order of the disks, so the clone might find another",
-        _ if path.contains('/') && device.starts_with("/dev/") => {
-            "looks like an LVM volume, which this version does not make"
-        }
-        _ => "is not named by label, UUID, PARTLABEL or PARTUUID",
-    };
-    Err(refuse(entry, why))
-}
-
-/// Returns the name in `/dev/mapper` that an entry mounts.
-fn mapper(entry: &Entry) -> Option<&str> {
-    entry.device.strip_prefix("/dev/mapper/")
-}
-
-/// Tells names like `/dev/sda2`, which another order of disks gives to another partition.
-pub(super) fn goes_by_order(device: &str) -> bool {
-    let Some(name) = device.strip_prefix("/dev/") else { return false };
-    let kinds = ["sd", "vd", "xvd", "hd", "nvme", "mmcblk", "loop", "nbd", "sr", "pmem", "ram"];
-    kinds.iter().any(|kind| name.starts_with(kind)) && !name.contains('/')
 }
 
 fn kernel_root(params: &str) -> Option<&str> {
@@ -336,7 +205,7 @@ fn volumes(kept: &[Entry], wanted: &Wanted<'_>, notes: &mut Vec<String>) -> Resu
             let nodes = volume.present.as_ref().zip(here);
             volume.device == entry.device
                 || volume.names.contains(&entry.name())
-                || nodes.is_some_and(|(a, b)| !a.node.is_empty() && a.node == b.node)
+                || nodes.is_some_and(|(a, b)| a.is_same(b))
         };
         if let Some(volume) = volumes.iter_mut().find(same) {
             if !volume.names.contains(&entry.name()) {
@@ -369,7 +238,7 @@ fn volumes(kept: &[Entry], wanted: &Wanted<'_>, notes: &mut Vec<String>) -> Resu
         volumes.push(Volume {
             role: Role::Other,
             device: entry.device.clone(),
-            names: vec![entry.name()],
+            names: vec![entry.random_key().unwrap_or_else(|| entry.name())],
             kind,
             entries: vec![entry.clone()],
             present: here.cloned(),
@@ -386,7 +255,10 @@ fn encryption(
     luks: &BTreeMap<String, PathBuf>,
 ) -> Result<Option<(String, PathBuf)>, LayoutError> {
     let opened_here = here.and_then(|present| present.opened.as_deref());
-    let Some(name) = mapper(entry).or(opened_here) else { return Ok(None) };
+    if entry.random_key().is_some() {
+        return Ok(None);
+    }
+    let Some(name) = entry.mapper().or(opened_here) else { return Ok(None) };
     let Some(device) = luks.get(name) else {
         let why = format!("is encrypted, and no manifest of the system says what its initrd opens as {name}");
         return Err(refuse(entry, &why));
@@ -449,6 +321,13 @@ fn complete(
             _ if root.is_some_and(|root| volume.mounts(root)) => Role::Root,
             _ if volume.kind == "swap" => Role::Swap,
             _ if wanted.loader.needs_esp() && volume.kind == "vfat" && volume.mounts(&esp) => Role::Esp,
+            // Of GRUB's mirrored boots each may have one.
+            _ if wanted.loader.needs_esp()
+                && volume.kind == "vfat"
+                && wanted.written.iter().filter_map(|at| at.to_str()).any(|at| volume.mounts(at)) =>
+            {
+                Role::Esp
+            }
             _ if volume.mounts("/boot") => Role::Boot,
             _ => Role::Other,
         };
@@ -497,6 +376,9 @@ impl Volume {
             partition.attributes.push(GROW_FILE_SYSTEM);
         }
         let (label, uuid) = apply(at, &self.names, &mut partition)?;
+        if at.random_key().is_some() {
+            return Ok(partition);
+        }
         let content = self.content(label, uuid)?;
         partition.content = Some(match &self.luks {
             None => content,

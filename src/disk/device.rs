@@ -15,6 +15,7 @@ use nix::libc;
 use nix::sys::stat::{Mode, SFlag};
 
 use super::contents;
+use super::seen::Seen;
 use super::table::{self, Table};
 use crate::size::Bytes;
 use crate::sys::ioctl;
@@ -60,6 +61,11 @@ impl Disk {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Fails unless this is the disk that was seen, as it was then.
+    pub fn check(&self, seen: &Seen) -> Result<()> {
+        seen.check(&self.file, &self.path.display().to_string())
     }
 
     /// Returns the kernel's name, such as `nvme0n1`.

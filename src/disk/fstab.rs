@@ -41,6 +41,38 @@ impl Entry {
     pub fn is_swap(&self) -> bool {
         self.kind == "swap"
     }
+
+    pub fn is_bind(&self) -> bool {
+        self.has("bind") || self.has("rbind")
+    }
+
+    /// Returns the name in `/dev/mapper` that is mounted.
+    pub fn mapper(&self) -> Option<&str> {
+        self.device.strip_prefix("/dev/mapper/")
+    }
+
+    /// Returns what a swap lies on that gets a new key at each boot: NixOS's `randomEncryption` calls it by the
+    /// path of its device as systemd-escape(1) writes that, without the backslashes.
+    pub fn random_key(&self) -> Option<Name> {
+        let escaped = self.mapper().filter(|name| self.is_swap() && name.starts_with("dev-"))?;
+        let mut path = String::from("/");
+        let mut rest = escaped;
+        while let Some(c) = rest.chars().next() {
+            let code = rest.strip_prefix('x').and_then(|rest| u8::from_str_radix(rest.get(..2)?, 16).ok());
+            let (decoded, length) = match code.filter(|code| is_escaped(*code)) {
+                Some(code) => (char::from(code), 3),
+                None => (if c == '-' { '/' } else { c }, c.len_utf8()),
+            };
+            path.push(decoded);
+            rest = &rest[length..];
+        }
+        Some(Name::parse(&path))
+    }
+}
+
+/// Tells what systemd escapes of a path's characters, as far as a device's path may have them.
+fn is_escaped(byte: u8) -> bool {
+    byte.is_ascii_graphic() && !byte.is_ascii_alphanumeric() && !b":_.".contains(&byte)
 }
 
 impl Name {
@@ -135,6 +167,23 @@ mod tests {
         ] {
             assert_eq!(Name::parse(device), name);
         }
+    }
+
+    #[test]
+    fn swap_with_a_random_key_names_what_it_lies_on() {
+        let label = |name: &str| Some(Name::PartLabel(name.to_owned()));
+        for (device, expected) in [
+            ("/dev/mapper/dev-disk-byx2dpartlabel-diskx2dmainx2dswap", label("disk-main-swap")),
+            (r"/dev/mapper/dev-disk-byx2dpartlabel-myx5cx20swap", label("my swap")),
+            ("/dev/mapper/dev-disk-byx2dpartlabel-x", label("x")),
+            ("/dev/mapper/dev-sda2", Some(Name::Other("/dev/sda2".into()))),
+            ("/dev/mapper/swap", None),
+            ("/dev/disk/by-partlabel/swap", None),
+        ] {
+            let entry = &parse(&format!("{device} none swap defaults"))[0];
+            assert_eq!(entry.random_key(), expected, "{device}");
+        }
+        assert_eq!(parse("/dev/mapper/dev-sda2 / ext4 -")[0].random_key(), None);
     }
 
     #[test]

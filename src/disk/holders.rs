@@ -38,6 +38,8 @@ pub struct Device {
     pub mapper: Option<String>,
     /// The file a loop device stands on.
     pub backing_file: Option<String>,
+    /// The device and the inode of that file, by which it is known under other names.
+    pub backing: Option<(u64, u64)>,
     /// What is on it is a member of a ZFS pool.
     pub zfs_member: bool,
 }
@@ -66,6 +68,10 @@ pub enum Use {
     Zfs(Vec<String>),
     /// The kernel refuses exclusive access and nothing says why.
     Unknown,
+    /// Programs have it open.
+    Open(Vec<String>),
+    /// A program that is not in sight has locked it.
+    Locked,
 }
 
 impl Holder {
@@ -92,6 +98,8 @@ impl fmt::Display for Holder {
             Use::Btrfs => write!(f, "is a device of a mounted btrfs"),
             Use::Zfs(pools) => write!(f, "is a ZFS member while the pool {} is imported", pools.join(", ")),
             Use::Unknown => write!(f, "is in use by the kernel"),
+            Use::Open(programs) => write!(f, "is open in {}", programs.join(", ")),
+            Use::Locked => write!(f, "is locked by a program such as QEMU"),
         }
     }
 }
@@ -115,14 +123,19 @@ pub fn of_device(snapshot: &Snapshot, name: &str) -> Vec<Holder> {
     found
 }
 
-/// Returns who uses an image file, by its canonical path.
-pub fn of_file(snapshot: &Snapshot, path: &str) -> Vec<Holder> {
+/// Returns who uses an image file, by its canonical path, or by its device and inode where it goes by another name.
+pub fn of_file(snapshot: &Snapshot, path: &str, id: (u64, u64)) -> Vec<Holder> {
     let mounts = snapshot.mounts();
     let mut found = Vec::new();
     if snapshot.swap_sources().any(|source| source == path) {
         found.push(Holder { device: path.to_owned(), layers: Vec::new(), using: Use::Swap });
     }
-    snapshot.walk_loops(&mounts, path, path, &mut Vec::new(), &mut BTreeSet::new(), &mut found);
+    let mut names = BTreeSet::from([path]);
+    let by_id = snapshot.devices.values().filter(|device| device.backing == Some(id));
+    names.extend(by_id.filter_map(|device| device.backing_file.as_deref()));
+    for name in names {
+        snapshot.walk_loops(&mounts, name, path, &mut Vec::new(), &mut BTreeSet::new(), &mut found);
+    }
     found
 }
 
@@ -477,7 +490,7 @@ mod tests {
         let mut snapshot =
             snapshot(&[("loop3", looped("7:3", "/tmp/a b.img"))], mount("7:3", "/l", "ext4", "/dev/loop3"));
         snapshot.swaps = "Filename\n/tmp/swap\\040file file 1 0 -2\n".into();
-        let told = |path| of_file(&snapshot, path).iter().map(Holder::to_string).collect::<Vec<_>>();
+        let told = |path| of_file(&snapshot, path, (1, 2)).iter().map(Holder::to_string).collect::<Vec<_>>();
         assert_eq!(told("/tmp/a b.img"), ["/tmp/a b.img is attached to /dev/loop3, which is mounted on /l"]);
         assert_eq!(told("/tmp/swap file"), ["/tmp/swap file holds swap in use"]);
         assert!(told("/tmp/other.img").is_empty());

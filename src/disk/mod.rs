@@ -12,4 +12,6 @@ pub mod luks;
 pub mod mount;
 pub mod names;
 pub mod picture;
+pub mod places;
+pub mod seen;
 pub mod table;

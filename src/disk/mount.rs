@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use nix::mount::{MntFlags, MsFlags};
 
 use super::layout::{Content, DiskLayout, Format};
+use super::places::Bind;
 use crate::sys::{file, ioctl};
 
 // Somebody may look into a new mount for a moment: an indexer, udev.
@@ -38,6 +39,13 @@ impl Mount {
             result => result.map_err(Into::into),
         };
         result.with_context(|| format!("mounting {} ({kind}) on {}", device.display(), point.display()))?;
+        Ok(Mount { point: point.to_owned(), mounted: true })
+    }
+
+    /// Shows a directory at a second place; both must be there.
+    fn bind(from: &Path, point: &Path) -> Result<Mount> {
+        nix::mount::mount(Some(from), point, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .with_context(|| format!("binding {} to {}", from.display(), point.display()))?;
         Ok(Mount { point: point.to_owned(), mounted: true })
     }
 
@@ -128,8 +136,8 @@ impl Drop for Mounts {
     }
 }
 
-/// Mounts a layout below `root`, `devices` being its partitions in order.
-pub fn layout(disk: &DiskLayout, devices: &[PathBuf], root: &Path) -> Result<Mounts> {
+/// Mounts a layout below `root`, `devices` being its partitions in order, and `binds` of its directories.
+pub fn layout(disk: &DiskLayout, devices: &[PathBuf], binds: &[Bind], root: &Path) -> Result<Mounts> {
     let mut all = Mounts { root: root.to_owned(), mounts: Vec::new() };
     let entries = disk.mounts();
     if !entries.iter().any(|entry| entry.mountpoint == "/") {
@@ -149,6 +157,12 @@ pub fn layout(disk: &DiskLayout, devices: &[PathBuf], root: &Path) -> Result<Mou
         if entry.format != Format::Vfat {
             set_mode(&point, mode(entry.mountpoint))?;
         }
+    }
+    for bind in binds {
+        let [from, to] = [&bind.from, &bind.to].map(|path| path.to_string_lossy());
+        make_mount_point(root, &from)?;
+        make_mount_point(root, &to)?;
+        all.mounts.push(Mount::bind(&below(root, &from), &below(root, &to))?);
     }
     Ok(all)
 }

@@ -8,10 +8,12 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::{Plan, Purpose, Step, Summary, Wishes, fill_root};
-use crate::boot::loader::{Kind, Loader};
+use crate::boot::loader::{Kind, Loader, Need};
 use crate::disk::layout::{Architecture, Content, DiskLayout, Format, LUKS_HEADER, Luks};
-use crate::disk::picture;
+use crate::disk::places::{self, Bind};
+use crate::disk::seen::Seen;
 use crate::disk::table::{self, Ids, Table};
+use crate::disk::{fstab, picture};
 use crate::facts::{DiskFacts, DiskKind};
 use crate::failure::refused;
 use crate::size::Bytes;
@@ -32,6 +34,9 @@ pub enum DiskStep {
     Partition {
         disk: PathBuf,
         image: bool,
+        /// What was shown of it, where it is a disk of this machine.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seen: Option<Seen>,
         table: Table,
     },
     /// Encrypt a partition with a passphrase that the plan does not hold, and open it.
@@ -50,6 +55,9 @@ pub enum DiskStep {
     /// Mount the new file systems in a private namespace.
     Mount {
         layout: DiskLayout,
+        /// The system's own, as far as something is written through them.
+        #[serde(default)]
+        binds: Vec<Bind>,
     },
     /// Write the partition table. Until then nobody finds the file systems: neither firmware nor a system
     /// that looks for its own root by a label which the new one has too.
@@ -89,7 +97,7 @@ impl fmt::Display for DiskStep {
                 write!(f, "Format partition {partition}, {name}, as {}", content.format_name())?;
                 content.label().map_or(Ok(()), |label| write!(f, " labelled {label}"))
             }
-            DiskStep::Mount { layout } => {
+            DiskStep::Mount { layout, .. } => {
                 let points: Vec<&str> = layout.mounts().iter().map(|mount| mount.mountpoint).collect();
                 write!(f, "Mount the new {} out of everyone's sight", points.join(", "))
             }
@@ -115,6 +123,16 @@ pub struct DiskWishes {
     pub architecture: Architecture,
     pub ids: Ids,
     pub loader: Loader,
+    /// What the loader's installer reads from outside the store, and nobody brings.
+    pub lacking: Vec<Need>,
+    /// The disk as it was when it was looked at.
+    pub seen: Option<Seen>,
+    /// What the system mounts.
+    pub fstab: Vec<fstab::Entry>,
+    /// The person's own files, where they go.
+    pub brought: Vec<PathBuf>,
+    /// The host keys that the machine is given.
+    pub host_keys: Vec<PathBuf>,
     pub efi_variables: bool,
     /// Kernel and initrd, with all specialisations.
     pub boot_files: Bytes,
@@ -133,6 +151,26 @@ impl DiskWishes {
         let esp = || self.esp().filter(|_| !beside_store);
         let place = self.loader.boot_mount_point.clone().or_else(esp);
         place.map_or_else(|| "/boot".to_owned(), |place| place.to_string_lossy().into_owned())
+    }
+
+    /// Returns all places that an installation writes to, but for the store and what belongs to it.
+    fn written(&self) -> Vec<PathBuf> {
+        let mut places = self.loader_places();
+        places.extend(self.brought.iter().chain(&self.host_keys).cloned());
+        places
+    }
+
+    /// Tells whether the host keys that the machine is given would be in memory only.
+    pub fn loses_host_keys(&self) -> bool {
+        self.host_keys.iter().any(|key| places::is_in_memory(&self.fstab, &self.layout, key))
+    }
+
+    /// Returns where the loader's installer writes.
+    fn loader_places(&self) -> Vec<PathBuf> {
+        let mut places = vec![PathBuf::from(self.kernels())];
+        places.extend(self.esp());
+        places.extend(self.loader.written.iter().cloned());
+        places
     }
 
     /// Returns where the ESP is mounted.
@@ -163,13 +201,20 @@ pub fn install_to_disk(
         )));
     }
     readable_by_loader(disk)?;
+    has_what_loader_reads(&disk.lacking)?;
+    stays_on_disk(disk)?;
 
     let mut steps = Vec::new();
     if facts.kind == DiskKind::NewImage {
         steps.push(DiskStep::CreateImage { path: facts.path.clone(), size: facts.size });
     }
     let image = facts.kind != DiskKind::BlockDevice;
-    steps.push(DiskStep::Partition { disk: facts.path.clone(), image, table: table.clone() });
+    steps.push(DiskStep::Partition {
+        disk: facts.path.clone(),
+        image,
+        seen: disk.seen.clone(),
+        table: table.clone(),
+    });
     for (slot, partition) in table.slots.iter().zip(&disk.layout.partitions) {
         let (number, name, tools) = (slot.number, slot.name.clone(), disk.tools.clone());
         steps.extend(partition.layers().cloned().map(|content| {
@@ -180,7 +225,8 @@ pub fn install_to_disk(
             }
         }));
     }
-    steps.push(DiskStep::Mount { layout: disk.layout.clone() });
+    let binds = places::binds(&disk.fstab, disk.written().iter().map(PathBuf::as_path));
+    steps.push(DiskStep::Mount { layout: disk.layout.clone(), binds });
     let mut steps: Vec<Step> = steps.into_iter().map(Step::Disk).collect();
     steps.extend(fill_root(wishes, closure));
     steps.push(Step::Disk(DiskStep::WriteTable { disk: facts.path.clone() }));
@@ -285,6 +331,45 @@ fn readable_by_loader(disk: &DiskWishes) -> Result<()> {
     }
 }
 
+/// Checks that the installer of the loader, which runs last of all, will not fail for want of a file.
+fn has_what_loader_reads(lacking: &[Need]) -> Result<()> {
+    let Some(first) = lacking.first() else { return Ok(()) };
+    let paths: Vec<String> = lacking.iter().map(|need| need.path.display().to_string()).collect();
+    let relative = first.path.strip_prefix("/").unwrap_or(&first.path);
+    Err(refused(format!(
+        "{} reads {}, which the new system would not have; bring it by --extra-files DIR, with DIR/{} in it",
+        first.by,
+        paths.join(" and "),
+        relative.display()
+    )))
+}
+
+/// Checks that nothing is written where the running system has memory, which is empty at its first boot.
+fn stays_on_disk(disk: &DiskWishes) -> Result<()> {
+    let is_lost = |path: &&PathBuf| places::is_in_memory(&disk.fstab, &disk.layout, path);
+    let kept = disk.layout.mounts();
+    let kept: Vec<&str> =
+        kept.iter().filter(|it| it.format != Format::Vfat).map(|it| it.mountpoint).collect();
+    // Where one that is not known writes is its own affair.
+    let known = disk.loader.kind != Kind::External;
+    if let Some(place) = disk.loader_places().iter().find(|place| known && is_lost(place)) {
+        return Err(refused(format!(
+            "{} writes to {}, which the system keeps in memory; mount a partition or bind a directory of {} there, in its configuration",
+            disk.loader.kind,
+            place.display(),
+            kept.join(" or ")
+        )));
+    }
+    match disk.brought.iter().find(is_lost) {
+        None => Ok(()),
+        Some(file) => Err(refused(format!(
+            "the extra file {} would lie in memory, where the first boot does not find it; put it below {}",
+            file.display(),
+            kept.join(" or ")
+        ))),
+    }
+}
+
 /// Returns what a new file system of this size leaves for files, a little less rather than more.
 fn usable_size(size: Bytes, format: Option<Format>) -> Bytes {
     match format {
@@ -331,6 +416,7 @@ mod tests {
             kind,
             esp_mount_point: None,
             boot_mount_point: boot.map(PathBuf::from),
+            written: vec![],
             baked_devices: vec![],
             can_touch_efi_variables: None,
         };
@@ -340,6 +426,11 @@ mod tests {
             architecture: Architecture::X86_64,
             ids,
             loader,
+            lacking: vec![],
+            seen: None,
+            fstab: vec![],
+            brought: vec![],
+            host_keys: vec![],
             efi_variables: false,
             boot_files: Bytes::mib(60),
             tools: BTreeMap::new(),
@@ -432,5 +523,40 @@ mod tests {
             let (wishes, _) = disk(kind, None, &[("ESP", &esp), ("root", LUKS)]);
             assert_eq!(readable_by_loader(&wishes).is_ok(), readable, "{kind:?} {esp}");
         }
+    }
+
+    #[test]
+    fn a_loader_gets_what_it_reads_and_writes_to_a_disk() {
+        let persist = || at("linux", "100%", "ext4", "/nix");
+        let in_memory = "none / tmpfs - 0 0\nLABEL=n /nix ext4 - 0 0\n";
+        let bound = "none / tmpfs - 0 0\nLABEL=n /nix ext4 - 0 0\n/nix/persist/boot /boot none bind 0 0\n";
+        for (kind, fstab, brought, says) in [
+            (Kind::GrubMenu, bound, None, ""),
+            (
+                Kind::GrubMenu,
+                in_memory,
+                None,
+                "GRUB's menu writes to /boot, which the system keeps in memory",
+            ),
+            (Kind::External, in_memory, None, ""),
+            (Kind::External, in_memory, Some("/nix/persist/x"), ""),
+            (Kind::External, in_memory, Some("/etc/x"), "the extra file /etc/x would lie in memory"),
+        ] {
+            let (mut wishes, _) = disk(kind, None, &[("root", &persist())]);
+            wishes.fstab = fstab::parse(fstab);
+            wishes.brought = brought.into_iter().map(PathBuf::from).collect();
+            let said = stays_on_disk(&wishes).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(said.is_empty() == says.is_empty() && said.starts_with(says), "{kind} {fstab}: {said}");
+            assert!(says.is_empty() || said.contains("/nix"), "{said}");
+        }
+        let need =
+            |path: &str| Need { path: path.into(), by: "the system's append-initrd-secrets".to_owned() };
+        has_what_loader_reads(&[]).unwrap();
+        let error = has_what_loader_reads(&[need("/etc/secrets/a"), need("/etc/secrets/b")]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the system's append-initrd-secrets reads /etc/secrets/a and /etc/secrets/b, which the new system would not have; \
+             bring it by --extra-files DIR, with DIR/etc/secrets/a in it"
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! How a running NixOS machine gets another system.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -66,6 +67,27 @@ pub enum HostKeys {
     Keep,
     /// One that was made for it.
     New,
+}
+
+impl HostKeys {
+    /// Returns the private keys that are in `/etc/ssh` then, where the machine has had keys with these public lines.
+    pub fn files(self, had: &[String]) -> Vec<PathBuf> {
+        let kinds = match self {
+            HostKeys::New => vec!["ed25519"],
+            HostKeys::Keep => had.iter().filter_map(|line| kind_of(line)).collect(),
+        };
+        kinds.iter().map(|kind| format!("/etc/ssh/ssh_host_{kind}_key").into()).collect()
+    }
+}
+
+/// Returns what ssh-keygen calls the kind of a key in the names of files.
+fn kind_of(line: &str) -> Option<&'static str> {
+    match line.split(' ').next()? {
+        "ssh-ed25519" => Some("ed25519"),
+        "ssh-rsa" => Some("rsa"),
+        name if name.starts_with("ecdsa-sha2-") => Some("ecdsa"),
+        _ => None,
+    }
 }
 
 impl fmt::Display for RemoteStep {

@@ -13,6 +13,7 @@ use super::{DiskStep, Plan, Step};
 use crate::boot::loader::{self, Kind, Loader, TargetDisk, TargetPartition, link_name};
 use crate::disk::layout::{Content, DiskLayout, Format};
 use crate::disk::luks;
+use crate::disk::places::Bind;
 use crate::disk::table::{Slot, Table};
 use crate::disk::{format, mount};
 use crate::size::Bytes;
@@ -127,7 +128,7 @@ enum Act {
     Partition,
     Encrypt { partition: u32, words: String },
     Format { partition: u32, command: String, alone: bool, subvolumes: Vec<String> },
-    Mount { tmpfs: bool, mounts: Vec<MountValues> },
+    Mount { tmpfs: bool, mounts: Vec<MountValues>, binds: Vec<BindValues> },
     WriteTable { table: Vec<String> },
     InstallLoader,
     Release,
@@ -151,6 +152,14 @@ struct MountValues {
     point: String,
     /// Octal; none where a file system keeps no modes.
     mode: Option<String>,
+}
+
+#[derive(Serialize)]
+struct BindValues {
+    /// Made on the way to both, parents first.
+    directories: Vec<Directory>,
+    from: String,
+    to: String,
 }
 
 /// Turns a plan and the closure it is about into a script. Relative paths are taken from `here`.
@@ -302,7 +311,10 @@ fn disk_act(plan: &Plan, step: &DiskStep) -> Result<Act> {
                 subvolumes: content.subvolumes().into_iter().map(quote).collect(),
             }
         }
-        DiskStep::Mount { layout } => mounts(layout),
+        DiskStep::Mount { layout, binds: wanted } => {
+            let (tmpfs, mounts) = mounts(layout);
+            Act::Mount { tmpfs, mounts, binds: binds(wanted)? }
+        }
         DiskStep::WriteTable { .. } => {
             Act::WriteTable { table: sfdisk(table(plan).context("writing no table")?)? }
         }
@@ -311,7 +323,7 @@ fn disk_act(plan: &Plan, step: &DiskStep) -> Result<Act> {
     })
 }
 
-fn mounts(layout: &DiskLayout) -> Act {
+fn mounts(layout: &DiskLayout) -> (bool, Vec<MountValues>) {
     let entries = layout.mounts();
     let tmpfs = !entries.iter().any(|entry| entry.mountpoint == "/");
     let values = |entry: &crate::disk::layout::MountEntry| {
@@ -330,7 +342,19 @@ fn mounts(layout: &DiskLayout) -> Act {
             mode: (entry.format != Format::Vfat).then(|| format!("{:o}", mount::mode(point))),
         }
     };
-    Act::Mount { tmpfs, mounts: entries.iter().map(values).collect() }
+    (tmpfs, entries.iter().map(values).collect())
+}
+
+fn binds(binds: &[Bind]) -> Result<Vec<BindValues>> {
+    let values = |bind: &Bind| {
+        let [from, to] =
+            [&bind.from, &bind.to].map(|path| path.to_str().context("reading a bind that is no text"));
+        let (from, to) = (from?, to?);
+        let way = mount::way(from).into_iter().chain(mount::way(to));
+        let directories = way.map(|at| directory(&at, mount::mode(&at), 0)).collect();
+        Ok(BindValues { directories, from: point(from), to: point(to) })
+    };
+    binds.iter().map(values).collect()
 }
 
 /// Returns a mount point as it stands behind the root's own path: nothing at all for `/`.
@@ -414,7 +438,7 @@ fn disk_values(plan: &Plan) -> Result<Option<DiskValues>> {
                 cryptsetup = Some(path(tool)?);
             }
             Step::Disk(DiskStep::Format { partition, content, .. }) => contents.push((*partition, content)),
-            Step::Disk(DiskStep::Mount { layout }) => {
+            Step::Disk(DiskStep::Mount { layout, .. }) => {
                 points = layout.mounts().iter().map(|entry| point(entry.mountpoint)).collect();
                 kinds = layout.mounts().iter().map(|entry| entry.format.name()).collect();
             }

@@ -16,6 +16,7 @@ use crate::disk::image::{Image, Loop};
 use crate::disk::layout::Content;
 use crate::disk::luks::{self, Opened};
 use crate::disk::mount::{self, Mounts};
+use crate::disk::seen::Seen;
 use crate::disk::table::{self, Slot, Table};
 use crate::plan::DiskStep;
 use crate::progress::Progress;
@@ -72,7 +73,9 @@ pub fn take(
     let disk = &mut made.disk;
     match step {
         DiskStep::CreateImage { path, size } => disk.image = Some(Image::create(path, *size)?),
-        DiskStep::Partition { disk: path, image, table } => partition(disk, path, *image, table)?,
+        DiskStep::Partition { disk: path, image, seen, table } => {
+            partition(disk, path, *image, seen.as_ref(), table)?;
+        }
         DiskStep::Encrypt { partition, luks, tools, .. } => {
             let key =
                 keys.get(&luks.name).with_context(|| format!("finding the passphrase of {}", luks.name))?;
@@ -92,8 +95,8 @@ pub fn take(
                 mount::make_subvolumes(content, device, &work_dir("scratch")?)?;
             }
         }
-        DiskStep::Mount { layout } => {
-            let mounts = mount::layout(layout, &disk.devices(), &work_dir("root")?)?;
+        DiskStep::Mount { layout, binds } => {
+            let mounts = mount::layout(layout, &disk.devices(), binds, &work_dir("root")?)?;
             made.root = Some(mounts.root().to_owned());
             disk.mounts = Some(mounts);
         }
@@ -149,15 +152,18 @@ impl Made {
     }
 }
 
-fn partition(made: &mut Made, path: &Path, image: bool, table: &Table) -> Result<()> {
+fn partition(made: &mut Made, path: &Path, image: bool, seen: Option<&Seen>, table: &Table) -> Result<()> {
     let (whole, partitions) = if image {
         if made.image.is_none() {
-            made.image = Some(Image::open(path)?);
+            let mut image = Image::open(path)?;
+            seen.map_or(Ok(()), |seen| seen.check(image.file(), &path.display().to_string()))?;
+            made.image = Some(image);
         }
         let (whole, partitions) = made.image.as_mut().expect("opened above").partition(table)?;
         (Whole::Image(whole), partitions)
     } else {
         let disk = Disk::open(path)?;
+        seen.map_or(Ok(()), |seen| disk.check(seen))?;
         let node = disk.path().to_owned();
         let (file, partitions) = disk.partition(table)?;
         (Whole::Disk(file, node), partitions)

@@ -183,6 +183,17 @@ pub fn attach_loop(device: &File, file: &impl AsFd, size: Bytes) -> io::Result<(
     Ok(())
 }
 
+/// Returns the device and the inode of the file that an attached loop device stands on.
+pub fn loop_file(device: &File) -> io::Result<(u64, u64)> {
+    let mut info = NO_INFO;
+    // SAFETY: LOOP_GET_STATUS64 writes one loop_info64, and `device` is open for the whole call.
+    unsafe { raw::loop_get_status64(device.as_raw_fd(), &mut info) }?;
+    // The kernel's own way to write a device number in 32 bits.
+    let number = info.device as u32;
+    let (major, minor) = ((number >> 8) & 0xfff, (number & 0xff) | ((number >> 12) & 0xf_ff00));
+    Ok((nix::libc::makedev(major, minor), info.inode))
+}
+
 /// Lets a loop device that is attached have partitions, which go when it is detached.
 pub fn let_loop_have_partitions(device: &File) -> io::Result<()> {
     let mut info = NO_INFO;

@@ -3,7 +3,7 @@
 //! Directories that are there keep their owner and mode, the top one above all: a temporary
 //! directory of mode 0700 must not become `/`. All else comes over as it is.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -39,6 +39,14 @@ struct Entry {
 /// Lists all that is below `from`, parents first, and refuses what cannot come along.
 pub fn check(from: &Path) -> Result<()> {
     list(from).map(drop)
+}
+
+/// Returns where all files, links and empty directories of `from` go.
+pub fn places(from: &Path) -> Result<Vec<PathBuf>> {
+    let entries = list(from)?;
+    let parents: HashSet<&Path> = entries.iter().filter_map(|entry| entry.path.parent()).collect();
+    let ends = entries.iter().filter(|entry| !parents.contains(entry.path.as_path()));
+    Ok(ends.map(|entry| Path::new("/").join(&entry.path)).collect())
 }
 
 fn list(from: &Path) -> Result<Vec<Entry>> {

@@ -1,11 +1,12 @@
 //! `install-to-disk` says no: to disks in use, to what is no disk, to layouts that make no sense.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use crate::env::{BINARY, Loop, Mounted, Ran, System, TestEnv, digest, fixture, text, tool};
+use crate::env::{BINARY, Loop, Mounted, Ran, System, TestEnv, digest, fixture, small_system, text, tool};
 
 /// Runs `install-to-disk --yes` on a disk of ours, which has to stay as it is.
 #[track_caller]
@@ -65,6 +66,82 @@ fn an_image_that_a_loop_device_holds_is_refused() {
     let image = env.image("disk.img", 64);
     let _disk = Loop::new(&image, &[]);
     refuse(&env, &image, text(&image)).stderr_has("loop");
+}
+
+#[test]
+fn an_image_is_known_under_whatever_name_it_is_held() {
+    let env = TestEnv::new();
+    let image = env.image("disk.img", 64);
+    fs::hard_link(&image, env.path("other.img")).unwrap();
+    let _disk = Loop::new(&env.path("other.img"), &[]);
+    refuse(&env, &image, text(&image)).stderr_has("loop");
+}
+
+#[test]
+fn what_a_program_has_open_is_refused_by_its_name() {
+    let env = TestEnv::new();
+    let image = env.image("disk.img", 64);
+    let holding = |path: &Path| {
+        let file = fs::File::open(path).unwrap();
+        Command::new("sleep").arg("1000").stdin(Stdio::from(file)).spawn().unwrap()
+    };
+    let disk = Loop::new(&env.image("other.img", 64), &[]);
+    for (image, target) in [(&image, text(&image)), (&env.path("other.img"), disk.name())] {
+        let mut program = holding(Path::new(target));
+        let named = format!("is open in sleep (process {})", program.id());
+        refuse(&env, image, target).stderr_has(&named);
+        program.kill().unwrap();
+        program.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_disk_that_is_not_as_it_was_shown_is_left_alone() {
+    let env = TestEnv::new();
+    let image = env.image("disk.img", 3072);
+    let System { root, toplevel } = fixture("uefi");
+    let line = format!("'{BINARY}' install-to-disk --from '{}' --system {toplevel} disk.img", root.display());
+    let mut run = Command::new("script");
+    run.args(["-qec", &line, "/dev/null"]).current_dir(env.path(""));
+    let mut run = run.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut output, mut said) = (run.stdout.take().unwrap(), Vec::new());
+    while !String::from_utf8_lossy(&said).contains("to go on:") {
+        let mut block = [0; 1024];
+        let count = output.read(&mut block).unwrap();
+        assert!(count > 0, "{}", String::from_utf8_lossy(&said));
+        said.extend_from_slice(&block[..count]);
+    }
+    // Somebody else was faster.
+    let disk = fs::File::options().write(true).open(&image).unwrap();
+    disk.write_all_at(b"another table", 512).unwrap();
+    drop(disk);
+    let before = digest(&image);
+    run.stdin.as_mut().unwrap().write_all(b"disk.img\n").unwrap();
+    output.read_to_end(&mut said).unwrap();
+    let said = String::from_utf8_lossy(&said);
+    assert_eq!(run.wait().unwrap().code(), Some(3), "{said}");
+    assert!(said.contains("somebody has written to it"), "{said}");
+    assert_eq!(digest(&image), before);
+}
+
+#[test]
+fn what_the_loader_reads_from_outside_the_store_is_asked_for_before_the_disk_is_touched() {
+    let env = TestEnv::new();
+    let System { root, toplevel } = small_system(env.path("root"));
+    let secrets = root.join(&toplevel[1..]).join("append-initrd-secrets");
+    fs::write(secrets, "cp -a /etc/secrets/initrd/key \"$tmp/.initrd-secrets//etc/key\"\n").unwrap();
+    fs::create_dir_all(env.path("extra/etc/secrets/initrd")).unwrap();
+    let words = |extra: &[&str]| {
+        let words = ["install-to-disk", "--dry-run", "--from", text(&root), "--system", &toplevel];
+        let image = ["--image-size", "2G", "new.img"];
+        words.iter().chain(&image).chain(extra).map(|word| word.to_string()).collect::<Vec<_>>()
+    };
+    for extra in [&[][..], &["--extra-files", "extra"]] {
+        let ran = env.run(words(extra)).refused().says_a_sentence();
+        ran.stderr_has("append-initrd-secrets reads /etc/secrets/initrd/key").stderr_has("--extra-files");
+    }
+    fs::write(env.path("extra/etc/secrets/initrd/key"), "secret").unwrap();
+    env.run(words(&["--extra-files", "extra"])).ok();
 }
 
 #[test]

@@ -17,22 +17,32 @@ const DEPTH: usize = 3;
 
 /// Finds out which boot loader `system` has, by reading its installer and the texts that names.
 pub fn recognise(root: &Path, system: &StorePath) -> Result<Loader> {
-    let wrapper = PathBuf::from(format!("{system}/bin/switch-to-configuration"));
-    let wrapper = match inside::read(root, &wrapper, TEXT_LIMIT) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Loader::of(Kind::NoSwitch)),
-        Err(error) => return Err(error).with_context(|| format!("reading {}", wrapper.display())),
-    };
-    let installer = installer(&String::from_utf8_lossy(&wrapper)).with_context(|| {
-        format!("finding the boot-loader installer in {system}/bin/switch-to-configuration")
-    })?;
+    let Some(wrapper) = wrapper(root, system)? else { return Ok(Loader::of(Kind::NoSwitch)) };
+    // One that does not tell what it calls is run all the same.
+    let Some(installer) = installer(&wrapper) else { return Ok(Loader::of(Kind::External)) };
     Ok(judge(&installer, &texts(root, &installer)))
 }
 
+/// Reads the texts that the installer of `system` consists of, as far as they are found.
+pub(super) fn installer_texts(root: &Path, system: &StorePath) -> Result<Vec<Text>> {
+    let installer = wrapper(root, system)?.and_then(|wrapper| installer(&wrapper));
+    Ok(installer.map_or_else(Vec::new, |installer| texts(root, &installer)))
+}
+
+/// Reads what is called to switch to the system, if there is such a thing.
+fn wrapper(root: &Path, system: &StorePath) -> Result<Option<String>> {
+    let path = PathBuf::from(format!("{system}/bin/switch-to-configuration"));
+    match inside::read(root, &path, TEXT_LIMIT) {
+        Ok(text) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+    }
+}
+
 /// A small text file of the store, under the name by which it was found.
-struct Text {
-    path: String,
-    text: String,
+pub(super) struct Text {
+    pub path: String,
+    pub text: String,
 }
 
 /// Reads the texts in the store that `start` names, and those that these name.
@@ -59,9 +69,15 @@ fn texts(root: &Path, start: &str) -> Vec<Text> {
 }
 
 /// Returns the installer that a `switch-to-configuration` calls: the value of `INSTALL_BOOTLOADER` in
-/// the wrapper (a shell script, or a small binary that holds the same words), or what the older
+/// the wrapper (a shell script, or a small binary that tells how it was made), or what the older
 /// Perl program has in its place.
 fn installer(wrapper: &str) -> Option<String> {
+    // In the data of a binary the value may stand on either side of the name; in the text by which nixpkgs'
+    // makeBinaryWrapper was called it stands behind.
+    let wrapper = match wrapper.find("makeCWrapper ") {
+        Some(at) if wrapper.contains('\0') => &wrapper[at..],
+        _ => wrapper,
+    };
     let shell = wrapper.match_indices("INSTALL_BOOTLOADER").filter_map(|(at, word)| {
         // `NIXOS_INSTALL_BOOTLOADER` is something else.
         let own = !wrapper[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
@@ -137,6 +153,7 @@ impl Loader {
             kind,
             esp_mount_point: None,
             boot_mount_point: None,
+            written: Vec::new(),
             baked_devices: Vec::new(),
             can_touch_efi_variables: None,
         }
@@ -174,9 +191,24 @@ fn assignment(text: &str, name: &str) -> Option<String> {
             Some(typed) => typed.split_once('=')?.1,
             None => rest.strip_prefix('=')?,
         };
-        let rest = rest.trim().trim_start_matches("Path(").trim_start_matches(['"', '\'']);
-        let end = rest.find(['"', '\'', ')', ';', ' ']).unwrap_or(rest.len());
-        Some(rest[..end].to_owned()).filter(|value| !value.is_empty())
+        let rest = rest.trim().trim_start_matches("Path(");
+        let (value, rest) = match rest.chars().next().filter(|c| ['"', '\''].contains(c)) {
+            Some(quote) => rest[1..].split_once(quote)?,
+            None => (&rest[..rest.find([')', ';', ' ']).unwrap_or(rest.len())], ""),
+        };
+        // `NAME = "x" == "1"`, where nixpkgs has the builder compare.
+        let compared = rest.trim_start().strip_prefix("==").map(str::trim);
+        let value = match compared.map(|other| other.trim_matches(['"', '\''])) {
+            Some(other) => {
+                if value == other {
+                    "1"
+                } else {
+                    "0"
+                }
+            }
+            None => value,
+        };
+        Some(value.to_owned()).filter(|value| !value.is_empty())
     })
 }
 
@@ -196,11 +228,23 @@ fn grub(settings: &[&str]) -> Loader {
         (false, true) => Kind::GrubEfi,
         (false, false) => Kind::GrubMenu,
     };
-    let first = |name: &str| all(name).into_iter().find(|value| value.starts_with('/')).map(PathBuf::from);
+    let places = |name: &str| -> Vec<PathBuf> {
+        let mut places: Vec<PathBuf> = Vec::new();
+        for place in all(name).into_iter().filter(|value| value.starts_with('/')).map(PathBuf::from) {
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+        places
+    };
+    let (boots, mut esps) = (places("bootPath"), places("efiSysMountPoint"));
+    esps.retain(|_| kind.needs_esp());
+    let others = [boots.get(1..), esps.get(1..)].into_iter().flatten().flatten();
     Loader {
         kind,
-        esp_mount_point: first("efiSysMountPoint").filter(|_| kind.needs_esp()),
-        boot_mount_point: first("bootPath"),
+        esp_mount_point: esps.first().cloned(),
+        boot_mount_point: boots.first().cloned(),
+        written: others.cloned().collect(),
         baked_devices: devices,
         can_touch_efi_variables: all("canTouchEfiVariables").first().map(|value| value == "true"),
     }
@@ -275,6 +319,9 @@ mod tests {
             ),
             format!("export INSTALL_BOOTLOADER={path}\n"),
             format!("\u{7f}ELF\0INSTALL_BOOTLOADER\0{path}\0SYSTEMD\0"),
+            format!(
+                "\u{7f}ELF\0{path}\0INSTALL_BOOTLOADER\0/nix/store/{H}-check\0PRE_SWITCH_CHECK\0# makeCWrapper /x \\\n#   --set 'PRE_SWITCH_CHECK' '/nix/store/{H}-check' \\\n#   --set 'INSTALL_BOOTLOADER' '{path}' \\\n"
+            ),
             format!("# makeCWrapper x \\\n#   --set 'INSTALL_BOOTLOADER' '{path}' \\\n"),
             format!("if [ $NIXOS_INSTALL_BOOTLOADER = 1 ]; then :; fi\nINSTALL_BOOTLOADER=\"{path}\"\n"),
             format!("#! perl\nmy $installBootLoader = \"{path}\";\nsystem(\"$installBootLoader $out\")\n"),
@@ -316,6 +363,7 @@ mod tests {
         let builder = "#! /nix/store/x/bin/python3 -B\nEFI_SYS_MOUNT_POINT = Path(\"/efi\")\nBOOT_MOUNT_POINT = Path(\"/boot\")\n\
                        CAN_TOUCH_EFI_VARIABLES = \"1\"\n";
         let older = "EFI_SYS_MOUNT_POINT = \"/boot\"\nBOOT_MOUNT_POINT: str = \"/boot\"\nCAN_TOUCH_EFI_VARIABLES = \"\"\n";
+        let compared = "EFI_SYS_MOUNT_POINT = Path(\"/boot\")\nCAN_TOUCH_EFI_VARIABLES = \"\" == \"1\"\n";
         let oldest = "subprocess.check_call([\"/nix/store/s/bin/bootctl\", \"--esp-path=/boot\"] + flags + [\"install\"])";
         let limine_json = r#"{"efiMountPoint":"/boot","efiSupport":true,"biosSupport":true,"biosDevice":"/dev/sda","canTouchEfiVariables":false}"#;
         let lzbt = "#!/bin/sh\n/nix/store/l-lanzatool/bin/lzbt install \\\n --systemd /nix/store/s-systemd \\\n --configuration-limit 0 \\\n \
@@ -339,6 +387,15 @@ mod tests {
                 Loader {
                     esp_mount_point: Some("/boot".into()),
                     can_touch_efi_variables: None,
+                    ..Loader::of(Kind::SystemdBoot)
+                },
+            ),
+            (
+                "install-systemd-boot.sh",
+                vec![text("systemd-boot", compared)],
+                Loader {
+                    esp_mount_point: Some("/boot".into()),
+                    can_touch_efi_variables: Some(false),
                     ..Loader::of(Kind::SystemdBoot)
                 },
             ),
@@ -451,7 +508,6 @@ mod tests {
         let loader = recognise(root.path(), &system()).unwrap();
         assert_eq!((loader.kind, loader.esp_mount_point), (Kind::SystemdBoot, Some("/boot".into())));
         write(&format!("{toplevel}/bin/real"), "exec true\n");
-        let error = recognise(root.path(), &system()).unwrap_err().to_string();
-        assert!(error.starts_with("finding the boot-loader installer in /nix/store/"), "{error}");
+        assert_eq!(recognise(root.path(), &system()).unwrap().kind, Kind::External);
     }
 }

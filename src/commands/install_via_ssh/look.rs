@@ -31,6 +31,9 @@ const SSH: u16 = 22;
 
 const NEW_HOST_KEY: &str = "a system in memory may have the host keys of many machines, so the system gets a new one, which is printed when it is on the disk";
 
+const LOST_HOST_KEYS: &str = "the system keeps /etc/ssh in memory, so it cannot be given host keys; \
+    bind that directory to a disk in its configuration";
+
 /// All that is decided, and what it was decided by.
 pub struct Decided {
     pub plan: Plan,
@@ -67,8 +70,15 @@ impl Story<'_> {
             from: from.clone(),
             extra_files: args.extra.extra_files.clone(),
         };
-        let look = disk_wishes::Look::new(from, &self.system, args.layout.as_deref())?;
+        let mut look = disk_wishes::Look::new(&wishes, args.layout.as_deref())?;
         plan::can_be_replaced(&host, facts, &self.prepared.facts, look.loader.kind)?;
+        let wish = args.host_keys.map(|wish| match wish {
+            HostKeysWish::Keep => HostKeys::Keep,
+            HostKeysWish::New => HostKeys::New,
+        });
+        let brought = brought(args.extra.extra_files.as_deref())?;
+        let host_keys = plan::host_keys(&host, facts, wish, !brought.is_empty())?;
+        look.host_keys = host_keys.map(|keys| keys.files(&facts.host_keys)).unwrap_or_default();
         let jumps = facts.runs_from == RunsFrom::Disk;
         let disk = self.disk(facts, !jumps)?;
         let wanted = look.wishes(&disk.facts, &Place::Elsewhere { closure: &self.prepared.closure })?;
@@ -96,14 +106,14 @@ impl Story<'_> {
         } else {
             plan::can_hold_tools(&host, facts, tools_size)?;
         }
-        let wish = args.host_keys.map(|wish| match wish {
-            HostKeysWish::Keep => HostKeys::Keep,
-            HostKeysWish::New => HostKeys::New,
-        });
-        let brought = brought(args.extra.extra_files.as_deref())?;
-        let host_keys = plan::host_keys(&host, facts, wish, !brought.is_empty())?;
         if wish != host_keys && host_keys == Some(HostKeys::New) {
             notes.push(NEW_HOST_KEY.to_owned());
+        }
+        if wanted.loses_host_keys() {
+            match wish {
+                Some(_) => return Err(refused(format!("{LOST_HOST_KEYS}; leave out --host-keys"))),
+                None => notes.push(format!("{LOST_HOST_KEYS}, and each boot makes others")),
+            }
         }
         let replacement = Replacement {
             host: &host,
@@ -220,7 +230,7 @@ struct Rescue {
 }
 
 /// Returns the public lines of the host keys among some extra files.
-fn brought(extra_files: Option<&Path>) -> Result<Vec<String>> {
+pub(super) fn brought(extra_files: Option<&Path>) -> Result<Vec<String>> {
     let keys = extra_files.map(host_keys::read).transpose()?.unwrap_or_default();
     let line =
         |key: HostKey| key.public.or_else(|| ssh::public_of(str::from_utf8(key.private.bytes()).ok()?));

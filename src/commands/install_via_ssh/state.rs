@@ -131,6 +131,19 @@ impl State {
         self.save()
     }
 
+    /// Takes other extra files than were named at first, with the public lines of the host keys among them.
+    pub fn bring(&mut self, from: &Path, brought: Vec<String>) -> Result<()> {
+        if self.kept.installed {
+            return Err(usage(
+                "the system is on the disk already; leave out --extra-files and copy them there",
+            ));
+        }
+        self.kept.plan.bring(from);
+        self.kept.brought = brought;
+        self.plan = self.kept.plan.clone();
+        self.save()
+    }
+
     /// Remembers that the system is on the disk.
     pub fn set_installed(&mut self) -> Result<()> {
         self.kept.installed = true;
@@ -149,7 +162,7 @@ impl State {
     /// Returns the layout that the plan makes.
     pub fn layout(&self) -> Result<DiskLayout> {
         let layout = self.plan.steps.iter().find_map(|step| match step {
-            Step::Disk(DiskStep::Mount { layout }) => Some(layout.clone()),
+            Step::Disk(DiskStep::Mount { layout, .. }) => Some(layout.clone()),
             _ => None,
         });
         layout.context("finding the layout in the plan")

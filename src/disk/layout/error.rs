@@ -87,6 +87,10 @@ pub enum LayoutError {
     #[error("{device}, mounted on {mountpoint}, {why}; describe the disk with --layout FILE")]
     CannotDerive { device: String, mountpoint: String, why: String },
     #[error(
+        "{device}, mounted on {mountpoint}, {why}; name it by label, UUID, PARTLABEL or PARTUUID in the system's configuration"
+    )]
+    NoName { device: String, mountpoint: String, why: String },
+    #[error(
         "the system's fstab has no entry for / and its kernel parameters do not say root=gpt-auto; describe the disk with --layout FILE"
     )]
     NoRootInFstab,
