@@ -16,6 +16,7 @@ use crate::disk::layout::DiskLayout;
 use crate::disk::picture::{self, Drawing, Part};
 use crate::size::Bytes;
 use crate::store::path::StorePath;
+use crate::system::inhibitors::Inhibitors;
 
 pub mod hardware;
 pub mod network;
@@ -75,6 +76,8 @@ pub struct HostFacts {
     pub free: Bytes,
     /// Whether the wanted system is valid there, and so all it refers to.
     pub valid: bool,
+    /// The switch inhibitors of the running system, and of the one that it was booted with.
+    pub inhibitors: [Inhibitors; 2],
 }
 
 /// A disk, or an image that holds one, or the place where an image is wanted.

@@ -317,7 +317,7 @@ mod tests {
             let disk = layout.disk().unwrap().1;
             let mut image = Image::create(&path, Bytes::gib(1)).unwrap();
             let error = Image::create(&path, Bytes::gib(1)).unwrap_err().to_string();
-            assert!(error.contains("is being written by another installation"), "{error}");
+            assert!(error.contains("is being written by another run of this command"), "{error}");
             let table =
                 table::plan(disk, Architecture::X86_64, image.size, SECTOR_SIZE, &Ids::random(5)).unwrap();
             let (mut whole, devices) = image.partition(&table).unwrap();

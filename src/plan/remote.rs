@@ -12,6 +12,7 @@ use crate::failure::refused;
 use crate::size::Bytes;
 use crate::store::path::StorePath;
 use crate::system::deployment::Action;
+use crate::system::inhibitors::{self, Inhibitors};
 
 /// One thing to do on another machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -157,6 +158,7 @@ pub fn takes_system(
     wishes: &RemoteWishes,
     facts: &HostFacts,
     wanted: &SystemFacts,
+    inhibitors: &Inhibitors,
 ) -> Result<()> {
     let machine = wanted.platform.as_deref().and_then(|platform| platform.split('-').next());
     if let Some(machine) = machine.filter(|machine| *machine != facts.machine)
@@ -181,7 +183,18 @@ pub fn takes_system(
             name(&wanted.hostname)
         )));
     }
-    Ok(())
+    // Which of both NixOS compares with depends on its version.
+    let mut changes: Vec<String> =
+        facts.inhibitors.iter().flat_map(|old| inhibitors::changes(old, inhibitors)).collect();
+    changes.dedup();
+    match wishes.action.is_some_and(Action::activates) && !changes.is_empty() {
+        false => Ok(()),
+        true => Err(refused(format!(
+            "{host} cannot run {} without a restart, for critical components differ: {}; deploy it with --boot --reboot",
+            wanted.system.name(),
+            changes.join(", ")
+        ))),
+    }
 }
 
 /// Decides how a machine gets the wanted system. There are no steps if there is nothing to do.
@@ -290,6 +303,7 @@ mod tests {
             platform: Some("x86_64-linux".into()),
             free: Bytes::gib(1),
             valid: false,
+            inhibitors: Default::default(),
         }
     }
 
@@ -344,18 +358,45 @@ mod tests {
     fn a_machine_that_is_not_meant_is_refused_unless_forced() {
         let other = HostFacts { machine: "aarch64".into(), ..facts() };
         let foreign = HostFacts { nixos: false, ..facts() };
+        let none = Inhibitors::new();
         for (facts, wanted, words) in [
             (&facts(), wanted("db", "x86_64-linux"), "runs the system of web and this one is of db"),
             (&other, wanted("web", "x86_64-linux"), "is aarch64 and the system is for x86_64"),
             (&foreign, wanted("web", "x86_64-linux"), "does not run NixOS"),
         ] {
             let switch = wishes(Some(Action::Switch));
-            let error = takes_system("web", &switch, facts, &wanted).unwrap_err().to_string();
+            let error = takes_system("web", &switch, facts, &wanted, &none).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
-            let forced = takes_system("web", &RemoteWishes { force: true, ..switch }, facts, &wanted);
+            let forced = takes_system("web", &RemoteWishes { force: true, ..switch }, facts, &wanted, &none);
             assert_eq!(forced.is_ok(), facts.nixos);
         }
-        takes_system("web", &wishes(None), &foreign, &wanted("db", "x86_64-linux")).unwrap();
-        takes_system("web", &wishes(Some(Action::Switch)), &facts(), &wanted("web", "x86_64-linux")).unwrap();
+        takes_system("web", &wishes(None), &foreign, &wanted("db", "x86_64-linux"), &none).unwrap();
+        let web = wanted("web", "x86_64-linux");
+        takes_system("web", &wishes(Some(Action::Switch)), &facts(), &web, &none).unwrap();
+    }
+
+    #[test]
+    fn what_must_not_be_exchanged_under_a_running_system_is_refused_before_anything_is_sent() {
+        let dbus = |which: &str| Inhibitors::from([("dbus-implementation".to_owned(), which.to_owned())]);
+        let web = wanted("web", "x86_64-linux");
+        for (running, booted, action, refused) in [
+            ("dbus", "dbus", Some(Action::Switch), true),
+            ("dbus", "dbus", Some(Action::Test), true),
+            ("broker", "dbus", Some(Action::Switch), true),
+            ("broker", "broker", Some(Action::Switch), false),
+            ("dbus", "dbus", Some(Action::Boot), false),
+            ("dbus", "dbus", Some(Action::DryActivate), false),
+            ("dbus", "dbus", None, false),
+        ] {
+            let facts = HostFacts { inhibitors: [dbus(running), dbus(booted)], ..facts() };
+            let taken = takes_system("web", &wishes(action), &facts, &web, &dbus("broker"));
+            let words = "web cannot run nixos-b without a restart, for critical components differ: \
+                         dbus-implementation (dbus, now broker); deploy it with --boot --reboot";
+            assert_eq!(
+                taken.err().map(|error| error.to_string()).as_deref(),
+                refused.then_some(words),
+                "{action:?}"
+            );
+        }
     }
 }

@@ -21,6 +21,7 @@ mod unit;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read, Seek};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -32,7 +33,7 @@ use super::profile;
 use crate::failure::refused;
 use crate::store::path::StorePath;
 use crate::sys::clock::{self, Clock, Monotonic};
-use crate::sys::power;
+use crate::sys::{file, power};
 use state::{Directory, Record, Stage};
 
 const ROOT: &str = "/";
@@ -40,6 +41,8 @@ const ROOT: &str = "/";
 const STAGE_POLL: Duration = Duration::from_millis(200);
 // What taking a system back may need on a slow machine, besides the time limits of the deployment.
 const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(60);
+// What a failing check says at its end; the check of the inhibitors says ten.
+const CHECK_LINES: usize = 12;
 // Exists where systemd is the init, and nowhere else.
 const SYSTEMD: &str = "/run/systemd/system";
 
@@ -71,6 +74,9 @@ pub fn begin(deployment: &Deployment) -> Result<String> {
         )));
     }
     state::nobody_else()?;
+    if deployment.action.activates() {
+        check(&deployment.system, Duration::from_secs(deployment.activation_timeout.into()))?;
+    }
     let directory = Directory::create()?;
     directory.record(&Record {
         deployment: deployment.clone(),
@@ -157,7 +163,7 @@ fn carry_out(directory: &Directory, record: &Record) -> Result<Ended> {
     let deployment = &record.deployment;
     let limit = Duration::from_secs(deployment.activation_timeout.into());
     match deployment.action {
-        Action::DryActivate => Ok(match run(&deployment.system, "dry-activate", limit)? {
+        Action::DryActivate => Ok(match run(&deployment.system, "dry-activate", Checks::Own, limit)? {
             status if status.success() => Ended::Done,
             status => Ended::Failed { reason: format!("dry-activate ended with {status}") },
         }),
@@ -166,8 +172,14 @@ fn carry_out(directory: &Directory, record: &Record) -> Result<Ended> {
             Err(error) => take_back(record, &format!("{error:#}")),
         }),
         Action::Test | Action::Switch => {
-            if let Err(error) = activate(&deployment.system, limit) {
-                return Ok(take_back(record, &format!("{error:#}")));
+            if let Err(error) = activate(&deployment.system, Checks::Own, limit) {
+                let reason = format!("{error:#}");
+                // It says so before it does anything.
+                let refused = error.downcast_ref() == Some(&judge::Flaw::NeedsReboot);
+                return Ok(match refused && running().as_ref() == Some(&record.before) {
+                    true => Ended::Refused { reason },
+                    false => take_back(record, &reason),
+                });
             }
             if deployment.rollback && !wait_for_confirmation(directory, deployment)? {
                 let seconds = deployment.confirm_timeout;
@@ -201,9 +213,9 @@ fn confirmed_in_time(
 }
 
 /// Lets the machine run a system now, and judges by looking whether it does.
-fn activate(system: &StorePath, limit: Duration) -> Result<()> {
+fn activate(system: &StorePath, checks: Checks, limit: Duration) -> Result<()> {
     let before = failed_units();
-    let status = run(system, "test", limit)?;
+    let status = run(system, "test", checks, limit)?;
     let failed: BTreeSet<String> = failed_units().difference(&before).cloned().collect();
     judge::activation(system, status.code(), running().as_ref(), &failed)
 }
@@ -215,7 +227,7 @@ fn keep(system: &StorePath, limit: Duration) -> Result<()> {
     // Nix itself leaves what it has added to the kernel, and a power cut would empty it.
     nix::unistd::sync();
     profile::switch(root, number)?;
-    let status = run(system, "boot", limit)?;
+    let status = run(system, "boot", Checks::Own, limit)?;
     if !status.success() {
         bail!("the boot loader was not installed (switch-to-configuration boot ended with {status})");
     }
@@ -250,7 +262,7 @@ fn put_back(record: &Record) -> Result<()> {
     if kept && let Some(number) = record.generation {
         profile::switch(root, number)?;
         let system = profile::current(root).context("finding the generation to go back to")?;
-        let status = run(&system, "boot", limit)?;
+        let status = run(&system, "boot", Checks::None, limit)?;
         if !status.success() {
             bail!(
                 "the boot loader was not installed again (switch-to-configuration boot ended with {status})"
@@ -259,7 +271,7 @@ fn put_back(record: &Record) -> Result<()> {
     }
     if record.deployment.action.activates() {
         // Also if the link says that it runs: an activation may have been cut short.
-        activate(&record.before, limit)?;
+        activate(&record.before, Checks::None, limit)?;
     }
     Ok(())
 }
@@ -268,18 +280,59 @@ fn switch_of(system: &StorePath) -> std::path::PathBuf {
     std::path::PathBuf::from(format!("{system}/bin/switch-to-configuration"))
 }
 
+/// Which pre-switch checks a system's own program runs first.
+#[derive(Clone, Copy)]
+enum Checks {
+    Own,
+    /// None, for the way back must not be barred: what runs is worse than what the check may find.
+    None,
+}
+
+/// Asks a system whether it may be activated here, by its own pre-switch checks. Nothing is changed.
+fn check(system: &StorePath, limit: Duration) -> Result<()> {
+    let mut said = file::spool().context("making a file for what a check says")?;
+    let output = || said.try_clone().context("opening what a check says");
+    let mut program = switch_to(system, "check", Checks::Own);
+    program.stdout(output()?).stderr(output()?);
+    let status = end(program, "check", limit)?;
+    if status.success() {
+        return Ok(());
+    }
+    let mut text = Vec::new();
+    said.rewind().and_then(|()| said.read_to_end(&mut text)).context("reading what a check says")?;
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    // Before NixOS 25.11 it has no such action.
+    if lines.iter().any(|line| line.starts_with("Usage: ") && !line.contains("check")) {
+        return Ok(());
+    }
+    let last = &lines[lines.len().saturating_sub(CHECK_LINES)..];
+    Err(refused(format!(
+        "nothing was changed, for the pre-switch checks of {} failed: {}; mend that, or deploy it with --boot --reboot",
+        system.name(),
+        last.join(" / ")
+    )))
+}
+
 /// Runs a system's own switch-to-configuration, for so long at the most.
-fn run(system: &StorePath, action: &str, limit: Duration) -> Result<ExitStatus> {
+fn run(system: &StorePath, action: &str, checks: Checks, limit: Duration) -> Result<ExitStatus> {
+    end(switch_to(system, action, checks), action, limit)
+}
+
+fn switch_to(system: &StorePath, action: &str, checks: Checks) -> Command {
     use std::os::unix::process::CommandExt;
-    let program = switch_of(system);
+    let mut program = Command::new(switch_of(system));
     // Programs of an earlier, interrupted run must not be found half done by the next.
-    let mut child = Command::new(&program)
-        .arg(action)
-        .stdin(Stdio::null())
-        .current_dir("/")
-        .process_group(0)
-        .spawn()
-        .with_context(|| format!("starting {}", program.display()))?;
+    program.arg(action).stdin(Stdio::null()).current_dir("/").process_group(0);
+    if let Checks::None = checks {
+        program.env("NIXOS_NO_CHECK", "1");
+    }
+    program
+}
+
+fn end(mut program: Command, action: &str, limit: Duration) -> Result<ExitStatus> {
+    let child = program.spawn();
+    let mut child = child.with_context(|| format!("starting {}", program.get_program().display()))?;
     match end_within(limit, &mut child, &Monotonic)? {
         Some(status) => Ok(status),
         None => bail!("switch-to-configuration {action} did not end within {} s", limit.as_secs()),

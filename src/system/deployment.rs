@@ -56,4 +56,8 @@ pub enum Ended {
     Failed {
         reason: String,
     },
+    /// The system itself refused to be activated, and nothing was changed.
+    Refused {
+        reason: String,
+    },
 }

@@ -8,6 +8,7 @@ pub mod enter;
 pub mod extra_files;
 pub mod host_keys;
 pub mod identity;
+pub mod inhibitors;
 pub mod init;
 pub mod modules;
 pub mod profile;

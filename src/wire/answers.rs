@@ -142,6 +142,11 @@ fn tamed(answer: Answer) -> Result<Answer> {
             boot_id: shown(&facts.boot_id, NAME_LIMIT),
             hostname: facts.hostname.map(|name| shown(&name, NAME_LIMIT)),
             platform: facts.platform.map(|name| shown(&name, NAME_LIMIT)),
+            inhibitors: facts.inhibitors.map(|inhibitors| {
+                let pair =
+                    |(name, value): (String, String)| (shown(&name, NAME_LIMIT), shown(&value, NAME_LIMIT));
+                inhibitors.into_iter().map(pair).collect()
+            }),
             ..*facts
         })),
         Answer::Target(facts) => Answer::Target(Box::new(all_shown(&*facts)?)),
@@ -153,6 +158,9 @@ fn tamed(answer: Answer) -> Result<Answer> {
         Answer::Failed { text, refused } => Answer::Failed { text: shown(&text, TEXT_LIMIT), refused },
         Answer::Ended(Ended::RolledBack { reason }) => {
             Answer::Ended(Ended::RolledBack { reason: shown(&reason, TEXT_LIMIT) })
+        }
+        Answer::Ended(Ended::Refused { reason }) => {
+            Answer::Ended(Ended::Refused { reason: shown(&reason, TEXT_LIMIT) })
         }
         Answer::Ended(Ended::Failed { reason }) => {
             Answer::Ended(Ended::Failed { reason: shown(&reason, TEXT_LIMIT) })

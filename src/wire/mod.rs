@@ -40,5 +40,5 @@ pub mod receiving;
 pub mod sending;
 pub mod server;
 
-/// 2: a machine gets another system: `Examine`, `Jump`, `Install`. 1: first.
-pub const VERSION: u32 = 2;
+/// 3: `Facts` has switch inhibitors, and `Ended` may be refused. 2: a machine gets another system: `Examine`, `Jump`, `Install`. 1: first.
+pub const VERSION: u32 = 3;

@@ -116,9 +116,9 @@ fn each_way_changes_what_it_says_and_no_more() {
 #[test]
 fn a_system_that_fails_is_taken_back_at_once() {
     let machine = Machine::booted();
-    for (name, words) in
-        [("failing-unit", "failed"), ("failing-activation", "status 2"), ("new-init", "--boot --reboot")]
-    {
+    // Nor does its own check bar the way back of the system that ran.
+    refuses(&machine, "a");
+    for (name, words) in [("failing-unit", "failed"), ("failing-activation", "status 2")] {
         let ran = deploy(&machine, name, &[]).ended_with(4).says_a_sentence();
         ran.stderr_has("was rolled back to").stderr_has(words);
         assert_has(&machine, "a", "a");
@@ -133,9 +133,38 @@ fn a_system_that_fails_is_taken_back_at_once() {
     assert_eq!(state(&machine)[0], deployment("failing-unit").toplevel);
 }
 
+/// Lets the pre-switch checks of a system refuse.
+fn refuses(machine: &Machine, name: &str) {
+    let toplevel = deployment(name).toplevel;
+    let name = toplevel.rsplit('/').next().unwrap();
+    machine.run(&format!("mkdir -p /run/refuses && touch /run/refuses/{name}"));
+}
+
+#[test]
+fn a_system_that_refuses_itself_changes_nothing() {
+    let machine = Machine::booted();
+    refuses(&machine, "b");
+    for (name, words) in [
+        ("new-bus", "critical components differ: dbus-implementation (dbus, now broker)"),
+        ("b", "the pre-switch checks of"),
+        ("b", "told to refuse"),
+        ("new-init", "nothing was changed"),
+    ] {
+        let ran = deploy(&machine, name, &[]).refused().says_a_sentence();
+        ran.stderr_has(words).stderr_has("--boot --reboot");
+        assert_has(&machine, "a", "a");
+    }
+    deploy(&machine, "new-bus", &["--dry-run"]).refused();
+    deploy(&machine, "new-bus", &["--boot"]).ok();
+    assert_has(&machine, "a", "new-bus");
+    machine.reboot();
+    assert_has(&machine, "new-bus", "new-bus");
+}
+
 #[test]
 fn a_machine_that_can_no_longer_be_reached_comes_back_by_itself() {
     let machine = Machine::booted();
+    refuses(&machine, "a");
     let ran = deploy(&machine, "broken-network", &["--confirm-timeout", "8"]);
     ran.ended_with(4).stderr_has("nobody reached the machine within 8 s");
     assert!(machine.login().lets_in());

@@ -314,6 +314,7 @@ fn facts() -> HostFacts {
         platform: None,
         free: Bytes(u64::MAX),
         valid: false,
+        inhibitors: Default::default(),
     }
 }
 
@@ -419,9 +420,15 @@ fn what_a_far_end_says_is_short_and_steers_no_terminal() {
         is_tame(&text);
         assert!(text.len() < 4096);
     }
-    for ended in [Ended::Failed { reason: evil() }, Ended::RolledBack { reason: evil() }] {
+    for ended in [
+        Ended::Failed { reason: evil() },
+        Ended::RolledBack { reason: evil() },
+        Ended::Refused { reason: evil() },
+    ] {
         match near_end(&[Answer::Ended(ended)]).confirm("00", &Silent).unwrap() {
-            Ended::Failed { reason } | Ended::RolledBack { reason } => is_tame(&reason),
+            Ended::Failed { reason } | Ended::RolledBack { reason } | Ended::Refused { reason } => {
+                is_tame(&reason)
+            }
             other => panic!("{other:?}"),
         }
     }

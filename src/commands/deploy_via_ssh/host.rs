@@ -10,7 +10,7 @@ use crate::cli::{DeployViaSsh, PlanForm};
 use crate::commands::print_plan;
 use crate::commands::remote::{Prepared, Reached};
 use crate::facts::HostFacts;
-use crate::failure::Failure;
+use crate::failure::{Failure, refused};
 use crate::plan::{self, Missing, Plan, RemoteStep, RemoteWishes, Step};
 use crate::progress::{Event, Progress, Silent};
 use crate::ssh::{Address, Questions, Settings};
@@ -89,7 +89,8 @@ impl Story<'_> {
         let facts = reached.client.look(&root_text(&self.args.root)?, system)?;
         self.record.before(&facts);
         self.compare(&facts);
-        plan::takes_system(self.name, &self.wishes, &facts, &self.prepared.facts)?;
+        let Prepared { facts: wanted, inhibitors, .. } = self.prepared;
+        plan::takes_system(self.name, &self.wishes, &facts, wanted, inhibitors)?;
         let items = if facts.valid { Vec::new() } else { self.items(reached)? };
         let missing = self.measure(&items)?;
         let (from, summary) = (&self.args.common.from, self.prepared.summary());
@@ -280,6 +281,9 @@ impl Story<'_> {
                 Err(Failure::RolledBack(format!("{} was rolled back to {was}: {reason}", self.name)).into())
             }
             Ended::Failed { reason } => Err(anyhow!("{}: {reason}", self.name)),
+            Ended::Refused { reason } => {
+                Err(refused(format!("{}: nothing was changed, for {reason}", self.name)))
+            }
             Ended::Unconfirmed => Err(self.unknown("it waits for a confirmation")),
         }
     }

@@ -129,6 +129,7 @@ mod tests {
             platform: None,
             free: Bytes::gib(1),
             valid: false,
+            inhibitors: Default::default(),
         }
     }
 

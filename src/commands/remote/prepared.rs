@@ -15,6 +15,7 @@ use crate::store::closure::{self, Closure};
 use crate::store::hash::Hashing;
 use crate::store::path::StorePath;
 use crate::system::enter;
+use crate::system::inhibitors::{self, Inhibitors};
 
 const PROGRAM: &str = "nixos-install-via";
 
@@ -22,6 +23,7 @@ pub struct Prepared {
     pub closure: Closure,
     pub facts: SystemFacts,
     pub far: FarBinary,
+    pub inhibitors: Inhibitors,
     /// The OpenSSH client that the system carries.
     pub client: Option<PathBuf>,
 }
@@ -38,7 +40,8 @@ impl Prepared {
         let manifest = manifest::read(from, system)?;
         let client = manifest.and_then(|Manifest { ssh, .. }| ssh).filter(|client| client.exists());
         let far = far_binary(from, &closure, &facts)?;
-        Ok(Prepared { closure, facts, far, client })
+        let inhibitors = inhibitors::read(from, system);
+        Ok(Prepared { closure, facts, far, inhibitors, client })
     }
 
     pub fn summary(&self) -> Summary {

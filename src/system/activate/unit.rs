@@ -9,6 +9,9 @@ use anyhow::{Context, Result};
 
 use crate::sys::command;
 
+// Neither hangs on the targets that the system in question may stop.
+const STANDS_ALONE: &str = "--property=DefaultDependencies=no";
+
 /// Returns the name of the service that performs a deployment.
 pub fn name(token: &str) -> String {
     format!("nixos-install-via-{token}.service")
@@ -28,7 +31,7 @@ pub fn start(token: &str, own: &Path, log: &Path) -> Result<()> {
     let to_log = |stream: &str| format!("--property={stream}=append:{}", log.display());
     let mut command = program("systemd-run");
     command
-        .args(["--collect", "--no-ask-password", "--quiet", "--service-type=exec"])
+        .args(["--collect", "--no-ask-password", "--quiet", "--service-type=exec", STANDS_ALONE])
         .arg(format!("--unit={}", name(token)))
         .arg("--description=Deployment of a NixOS system")
         .args([to_log("StandardOutput"), to_log("StandardError")])
@@ -42,6 +45,7 @@ pub fn arm(token: &str, own: &Path, limit: Duration) -> Result<()> {
     let mut command = program("systemd-run");
     command
         .args(["--collect", "--no-ask-password", "--quiet", "--timer-property=AccuracySec=1s"])
+        .args([STANDS_ALONE, "--timer-property=DefaultDependencies=no"])
         .arg(format!("--unit={}", timer(token)))
         .arg(format!("--on-active={}s", limit.as_secs()))
         .arg("--description=Rollback of a NixOS system")

@@ -116,6 +116,7 @@ fn answers() -> Vec<Answer> {
         platform: Some("x86_64-linux".to_owned()),
         free: Bytes::gib(3),
         valid: true,
+        inhibitors: [[("dbus-implementation".to_owned(), "dbus".to_owned())].into(), [].into()],
     };
     let bare = HostFacts {
         nixos: false,
@@ -141,6 +142,7 @@ fn answers() -> Vec<Answer> {
         Answer::Ended(Ended::Done),
         Answer::Ended(Ended::RolledBack { reason: "nobody came".to_owned() }),
         Answer::Ended(Ended::Failed { reason: "it is broken".to_owned() }),
+        Answer::Ended(Ended::Refused { reason: "it is inhibited".to_owned() }),
         Answer::Restarting,
         Answer::Failed { text: "no room".to_owned(), refused: true },
         Answer::Target(Box::new(target::tests::facts())),
