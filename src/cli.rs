@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::progress::{Json, Lines, Manner, Progress, Silent, Terminal};
 use crate::size::Bytes;
 use crate::ssh::{Address, ClientOption, askpass};
-use crate::sys::{interrupt, namespace};
+use crate::sys::{interrupt, namespace, terminal};
 use crate::system::activate;
 
 /// Install this NixOS system elsewhere, from its own store paths
@@ -498,7 +498,7 @@ pub fn main() -> i32 {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            terminal::tell(format_args!("error: {error:#}"));
             error.downcast_ref::<Failure>().map_or(1, Failure::exit_code)
         }
     }

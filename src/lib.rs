@@ -5,6 +5,9 @@
 //! is the edge. The binary is a thin shell around this library, which exists so that tests reach the
 //! parsers and the formats.
 
+// They panic where nobody reads any more.
+#![cfg_attr(not(test), deny(clippy::print_stderr, clippy::print_stdout))]
+
 pub mod boot;
 pub mod cli;
 pub mod commands;

@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::size::Bytes;
+use crate::sys::terminal;
 pub use hosts::{Hosts, Manner, OfHost};
 
 /// One thing that happened. Its JSON form is a line of `--progress json`.
@@ -78,8 +79,8 @@ impl Terminal {
 
     fn say(&self, text: &str) {
         match &*self.bar() {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| terminal::tell(text)),
+            None => terminal::tell(text),
         }
     }
 }
@@ -147,7 +148,7 @@ impl Lines {
     }
 
     fn say(&self, text: &str) {
-        eprintln!("{}{text}", self.prefix);
+        terminal::tell(format_args!("{}{text}", self.prefix));
     }
 
     fn job(&self) -> std::sync::MutexGuard<'_, Option<Job>> {

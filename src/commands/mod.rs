@@ -27,6 +27,7 @@ use crate::failure::{refused, usage};
 use crate::plan::{self, Plan};
 use crate::store::closure::Closure;
 use crate::store::path::StorePath;
+use crate::sys::terminal;
 use crate::templates;
 
 fn require_root() -> Result<()> {
@@ -51,13 +52,13 @@ fn print_plan(plan: &Plan, closure: &Closure, form: PlanForm) -> Result<()> {
 
 /// Shows the plan and asks for one of `answers` to be typed. Without a terminal it refuses.
 fn confirm(plan: &Plan, question: &str, answers: &[&str]) -> Result<()> {
-    eprint!("{plan}");
+    terminal::tell_part(plan);
     if !std::io::stdin().is_terminal() {
         return Err(refused(
             "there is no terminal to ask on; read the plan with --dry-run, then run the command with --yes",
         ));
     }
-    eprint!("\n{question} ");
+    terminal::tell_part(format_args!("\n{question} "));
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).context("reading the answer")?;
     if answers.contains(&answer.trim()) {

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::plan::Carried;
 use crate::run;
 use crate::sys::clock::Monotonic;
-use crate::sys::{module, power};
+use crate::sys::{module, power, terminal};
 use crate::system::rescue::Visits;
 
 /// Where the initrd has what the near end said.
@@ -167,6 +167,6 @@ fn say(text: &str) {
     let told =
         OpenOptions::new().write(true).open("/dev/kmsg").and_then(|mut log| log.write_all(line.as_bytes()));
     if told.is_err() {
-        eprintln!("nixos-install-via: {text}");
+        terminal::tell(format_args!("nixos-install-via: {text}"));
     }
 }

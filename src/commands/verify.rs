@@ -1,6 +1,8 @@
 //! `verify ROOT`: is every store path still what its database says?
 
-use anyhow::{Result, bail};
+use std::io::Write;
+
+use anyhow::{Context, Result, bail};
 
 use crate::cli::Verify;
 use crate::progress::Event;
@@ -10,8 +12,9 @@ use crate::store::verify;
 pub fn run(args: &Verify) -> Result<()> {
     let progress = args.progress.printer();
     let verified = verify::root(&args.root, &*progress)?;
+    let mut out = std::io::stdout().lock();
     for damage in &verified.damaged {
-        println!("{damage}");
+        writeln!(out, "{damage}").context("listing what is damaged")?;
     }
     if verified.damaged.is_empty() {
         let text = format!("{} store paths, {}: all as the database says", verified.paths, verified.bytes);

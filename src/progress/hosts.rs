@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{Event, Lines, Progress};
+use crate::sys::terminal;
 
 /// How to tell what happens on several machines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +49,7 @@ impl Hosts {
         // The bars have cut off what did not fit.
         let _ = self.bars.clear();
         for (name, text) in rows {
-            eprintln!("{}", row(name, &text, self.width));
+            terminal::tell(row(name, &text, self.width));
         }
     }
 
@@ -63,7 +64,7 @@ impl Hosts {
 
     /// Prints lines between the bars, on stderr.
     pub fn say(&self, text: &str) {
-        self.bars.suspend(|| eprintln!("{text}"));
+        self.bars.suspend(|| terminal::tell(text));
     }
 }
 

@@ -16,6 +16,7 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use super::questions::{Inquiry, Manner, shown};
+use crate::sys::terminal;
 
 /// What the binary is called when it is to ask.
 pub const NAME: &str = "nixos-install-via-askpass";
@@ -93,7 +94,7 @@ fn attend(mut stream: UnixStream, inquiry: &Inquiry) -> io::Result<()> {
     let (hint, question) = (&part(&mut input)?, &part(&mut input)?);
     match Kind::of(hint, question) {
         Kind::Notice => {
-            eprintln!("{}", shown(question));
+            terminal::tell(shown(question));
             // Until ssh ends the program.
             stream.read_to_end(&mut Vec::new()).map(drop)
         }

@@ -10,6 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, Signal};
 
+use super::terminal;
+
 static SENTENCE: Mutex<String> = Mutex::new(String::new());
 static GROWING: Mutex<Option<PathBuf>> = Mutex::new(None);
 
@@ -41,7 +43,7 @@ pub fn listen() -> Result<()> {
             fs::remove_file(file).ok();
         }
         super::terminal::restore();
-        eprintln!("\nerror: stopped by {signal}; {sentence}");
+        terminal::tell(format_args!("\nerror: stopped by {signal}; {sentence}"));
         std::process::exit(1);
     });
     Ok(())

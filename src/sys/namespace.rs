@@ -29,6 +29,8 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpgrp, getppid, tcgetpgrp, tcsetpgrp};
 use serde::{Deserialize, Serialize};
 
+use super::terminal;
+
 mod resolv_conf;
 mod view;
 
@@ -154,7 +156,7 @@ impl Fence {
 /// Runs the fence's outside: `args` are the words after [`WORD`].
 pub fn fence_main(args: impl IntoIterator<Item = OsString>) -> ! {
     let code = outside(args).unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        terminal::tell(format_args!("error: {error:#}"));
         BROKEN
     });
     std::process::exit(code)
@@ -207,7 +209,7 @@ fn outside(args: impl IntoIterator<Item = OsString>) -> Result<i32> {
         ForkResult::Child => {
             drop(ours);
             std::process::exit(first(&fence, &words, alive).unwrap_or_else(|error| {
-                eprintln!("error: {error:#}");
+                terminal::tell(format_args!("error: {error:#}"));
                 BROKEN
             }))
         }
@@ -258,7 +260,11 @@ fn first(fence: &Fence, words: &[OsString], alive: io::PipeReader) -> Result<i32
         }
         Err(error) => {
             let root = fence.root.display();
-            eprintln!("error: running {} in {root}: {}", program.to_string_lossy(), reason(&error));
+            terminal::tell(format_args!(
+                "error: running {} in {root}: {}",
+                program.to_string_lossy(),
+                reason(&error)
+            ));
             if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE }
         }
     };
@@ -304,15 +310,16 @@ fn prepare(preparation: &Preparation) {
             said.read_to_end(&mut text)?;
             let text = String::from_utf8_lossy(&text);
             let lines: Vec<&str> = text.lines().collect();
-            eprintln!("warning: {program} ended with {code}");
-            lines[lines.len().saturating_sub(LAST_LINES)..].iter().for_each(|line| eprintln!("    {line}"));
+            terminal::tell(format_args!("warning: {program} ended with {code}"));
+            let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
+            last.iter().for_each(|line| terminal::tell(format_args!("    {line}")));
         }
         Ok(code)
     };
     if let Err(error) = run()
         && preparation.output != Output::Drop
     {
-        eprintln!("warning: {error:#}");
+        terminal::tell(format_args!("warning: {error:#}"));
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Once;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 use anyhow::{Context, Result};
@@ -14,10 +15,29 @@ const LIMIT: usize = 8 << 20;
 
 /// Bytes that are forgotten when they are dropped.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Vec<u8>")]
 pub struct Secret(Vec<u8>);
+
+impl From<Vec<u8>> for Secret {
+    fn from(bytes: Vec<u8>) -> Secret {
+        Secret::new(bytes)
+    }
+}
+
+/// Keeps the memory of this process out of cores, and others of its user from looking into it.
+fn leave_no_core() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // Where the kernel hands cores to a program, a limit of their size does not count, and the other does. What
+        // fails here makes nothing worse than it was.
+        let _ = nix::sys::prctl::set_dumpable(false);
+        let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0);
+    });
+}
 
 impl Secret {
     pub fn new(bytes: Vec<u8>) -> Self {
+        leave_no_core();
         Secret(bytes)
     }
 
@@ -26,7 +46,7 @@ impl Secret {
         let context = || format!("reading the key in {}", path.display());
         let mut file = File::open(path).with_context(context)?;
         // Of one piece from the beginning: growing would leave copies behind.
-        let mut secret = Secret(vec![0; LIMIT + 1]);
+        let mut secret = Secret::new(vec![0; LIMIT + 1]);
         let mut length = 0;
         while let count @ 1.. = file.read(&mut secret.0[length..]).with_context(context)? {
             length += count;
@@ -71,6 +91,15 @@ impl fmt::Debug for Secret {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn there_is_no_core_once_there_is_a_secret() {
+        use nix::sys::resource::{Resource, getrlimit};
+        let secret: Secret = serde_json::from_str("[1,2]").unwrap();
+        assert_eq!(secret.bytes(), [1, 2]);
+        assert!(!nix::sys::prctl::get_dumpable().unwrap());
+        assert_eq!(getrlimit(Resource::RLIMIT_CORE).unwrap(), (0, 0));
+    }
 
     #[test]
     fn a_passphrase_is_something_that_can_be_typed_or_a_key_that_need_not_be() {

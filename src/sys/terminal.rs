@@ -1,7 +1,8 @@
-//! The terminal: questions whose answers are not shown.
+//! The terminal: what is said there, and questions, some with answers that are not shown.
 
+use std::fmt;
 use std::fs::File;
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::sync::Mutex;
 
@@ -16,6 +17,16 @@ const LONGEST: usize = 1024;
 /// How the terminal was before a question, until it is so again.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
+/// Says a line to whoever listens. That nobody does is no reason to stop: what is under way goes on to its end.
+pub fn tell(line: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Says something that is no whole line, or several.
+pub fn tell_part(text: impl fmt::Display) {
+    let _ = write!(io::stderr(), "{text}");
+}
+
 /// Tells whether somebody is there to answer.
 pub fn is_there() -> bool {
     io::stdin().is_terminal()
@@ -23,7 +34,7 @@ pub fn is_there() -> bool {
 
 /// Asks for a line that may be seen while it is typed.
 pub fn ask(question: &str) -> Result<String> {
-    eprint!("{question} ");
+    tell_part(format_args!("{question} "));
     let stdin = io::stdin();
     let line = stdin.as_fd().try_clone_to_owned().and_then(|fd| read_line(&mut File::from(fd)));
     let line = line.context("reading the answer")?;
@@ -39,11 +50,11 @@ pub fn ask_secret(question: &str) -> Result<Secret> {
     *BEFORE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(settings);
     tcsetattr(&stdin, SetArg::TCSAFLUSH, &hidden).context("hiding what is typed")?;
     // Only now: an answer typed between the question and the change would be shown, and lost.
-    eprint!("{question} ");
+    tell_part(format_args!("{question} "));
     // Not through the buffer of the standard library, which would keep a copy.
     let line = stdin.as_fd().try_clone_to_owned().and_then(|fd| read_line(&mut File::from(fd)));
     restore();
-    eprintln!();
+    tell("");
     line.context("reading the answer")
 }
 

@@ -33,7 +33,7 @@ use super::profile;
 use crate::failure::refused;
 use crate::store::path::StorePath;
 use crate::sys::clock::{self, Clock, Monotonic};
-use crate::sys::{file, power};
+use crate::sys::{file, power, terminal};
 use state::{Directory, Record, Stage};
 
 const ROOT: &str = "/";
@@ -245,7 +245,7 @@ fn take_back(record: &Record, reason: &str) -> Ended {
     if !rollback {
         return Ended::Failed { reason: format!("{reason}; the machine was left as it is") };
     }
-    eprintln!("going back to {}: {reason}", record.before.name());
+    terminal::tell(format_args!("going back to {}: {reason}", record.before.name()));
     match put_back(record) {
         Ok(()) => Ended::RolledBack { reason: reason.to_owned() },
         Err(error) => Ended::Failed {

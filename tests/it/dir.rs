@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Instant;
 
@@ -96,6 +96,25 @@ fn assert_same_to_nix(root: &Path, system: &System) {
     real_nix::collect_garbage(root);
     assert_eq!(real_nix::closure(root, &system.toplevel), closure, "after a garbage collection");
     assert_eq!(real_nix::objects(root), closure, "after a garbage collection");
+}
+
+#[test]
+fn nobody_listening_is_no_reason_to_stop() {
+    let env = TestEnv::new();
+    let System { root, toplevel } = small_system(env.path("root"));
+    let mut run = env.command(["install-to-dir", "--from", text(&root), "--system", &toplevel, "copy"]);
+    let mut run = run.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    drop((run.stderr.take(), run.stdout.take()));
+    assert_eq!(run.wait().unwrap().code(), Some(0));
+    // And what is asked for on stdout has to get there.
+    let object = fs::read_dir(env.path("copy/nix/store")).unwrap().map(|it| it.unwrap().path());
+    let object = object.into_iter().find(|path| text(path).ends_with("-a-file")).unwrap();
+    fs::write(object, "damaged").unwrap();
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let ran = env.command(["verify", "copy"]).stdout(full).output().unwrap();
+    assert_eq!(ran.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(said.contains("listing what is damaged: No space left on device"), "{said}");
 }
 
 #[test]

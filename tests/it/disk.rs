@@ -99,7 +99,7 @@ fn what_a_program_has_open_is_refused_by_its_name() {
 fn a_disk_that_is_not_as_it_was_shown_is_left_alone() {
     let env = TestEnv::new();
     let image = env.image("disk.img", 3072);
-    let System { root, toplevel } = fixture("uefi");
+    let System { root, toplevel } = fixture("bios");
     let line = format!("'{BINARY}' install-to-disk --from '{}' --system {toplevel} disk.img", root.display());
     let mut run = Command::new("script");
     run.args(["-qec", &line, "/dev/null"]).current_dir(env.path(""));
@@ -221,7 +221,7 @@ fn a_layout_that_makes_no_sense_is_refused_by_name() {
         (main(&format!("{esp},{}", root.replace("nixos", "other"))), "nixos"),
         (main(&format!("{esp},{}", root.replace("ext4", "zfs"))), "zfs"),
         (main(&format!("{esp},{}", root.replace("100%", "1T"))), "TiB"),
-        (main(&format!("{esp},{}", root.replace("100%", "-5"))), "-5"),
+        (main(&format!("{esp},{}", root.replace("100%", "5X"))), "5X"),
         (main(&format!("{},{root}", esp.replace("256M", "16M"))), "kernel, initrd and boot loader need"),
         (main(&format!("{root},{root}")), "root"),
         (main(&format!("{esp},{}", root.replace("\"mountpoint\"", "\"mount\""))), "mount"),
