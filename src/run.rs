@@ -16,7 +16,7 @@ use crate::store::path::StorePath;
 use crate::sys::file;
 use crate::sys::secret::Secret;
 use crate::system::claim::Claim;
-use crate::system::{extra_files, identity, profile};
+use crate::system::{etc, extra_files, identity, profile};
 
 mod archive;
 mod deploy;
@@ -66,7 +66,7 @@ impl Supply for &Source {
     }
 
     fn extra_files(&mut self, from: &Path, root: &Path) -> Result<()> {
-        extra_files::copy(from, root).map(drop)
+        extra_files::copy(from, root, etc::of(root, &self.closure.system)).map(drop)
     }
 
     fn host_keys(&mut self, _: &Path) -> Result<()> {

@@ -22,6 +22,7 @@ use crate::size::Bytes;
 use crate::store::closure::Closure;
 use crate::store::path::StorePath;
 use crate::sys::{command, inside};
+use crate::system::etc::{self, Etc};
 use crate::system::extra_files;
 
 /// Where the disk is, and so what may make it.
@@ -40,8 +41,11 @@ pub struct Look<'a> {
     pub loader: Loader,
     /// What the loader's installer reads from outside the store.
     needs: Vec<Need>,
-    /// The person's own files, where they go.
+    /// The person's own files, as the running system sees them.
     brought: Vec<PathBuf>,
+    /// Where those are put.
+    placed: Vec<PathBuf>,
+    pub etc: Etc,
     /// The host keys that the machine is given.
     pub host_keys: Vec<PathBuf>,
 }
@@ -55,9 +59,22 @@ impl<'a> Look<'a> {
         if matches!(loader.kind, Kind::None | Kind::NoSwitch) {
             return Err(refused(loader::NoLoader.to_string()));
         }
+        let etc = etc::of(root, system);
         let brought = extra_files.as_deref().map(extra_files::places).transpose()?.unwrap_or_default();
+        let mut placed = brought.clone();
+        for place in &mut placed {
+            let below = place.strip_prefix("/").expect("places are absolute");
+            let Some(seen) = etc.place(below) else {
+                return Err(refused(format!(
+                    "the system has an /etc that cannot be written to, so the extra file {} would be hidden; put it elsewhere",
+                    place.display()
+                )));
+            };
+            *place = Path::new("/").join(seen);
+        }
         let (needs, host_keys) = (loader::needs(root, system)?, Vec::new());
-        Ok(Look { toplevel: Toplevel { root, system }, layout, manifest, loader, needs, brought, host_keys })
+        let toplevel = Toplevel { root, system };
+        Ok(Look { toplevel, layout, manifest, loader, needs, brought, placed, etc, host_keys })
     }
 
     /// Returns the parameters of the system's own kernel.
@@ -91,7 +108,17 @@ impl<'a> Look<'a> {
                     disk_size: Some(facts.size),
                     boot_files,
                 };
-                let derived = derive::derive(&wanted).map_err(|error| refused(error.to_string()))?;
+                let reason = manifest.layout_reason.as_deref();
+                let derived = derive::derive(&wanted).map_err(|error| {
+                    let why = reason.map(|reason| format!("; of its own layout the system says: {reason}"));
+                    refused(format!("{error}{}", why.unwrap_or_default()))
+                })?;
+                // Derived is less than what was wished for.
+                notes.extend(reason.map(|reason| {
+                    format!(
+                        "the layout comes from the system's fstab and not from its own disks, for {reason}"
+                    )
+                }));
                 notes.extend(derived.notes);
                 derived.layout
             }
@@ -115,7 +142,7 @@ impl<'a> Look<'a> {
             lacking: self.lacking(),
             seen: None,
             fstab: fstab::parse(&fstab),
-            brought: self.brought.clone(),
+            brought: self.placed.clone(),
             host_keys: self.host_keys.clone(),
             efi_variables,
             boot_files,

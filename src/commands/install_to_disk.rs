@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 
 use super::disk_wishes::{Look, Place};
 use super::{confirm, keys, print_plan, require_root, system};
-use crate::cli::InstallToDisk;
+use crate::cli::{InstallToDisk, PlanForm};
 use crate::disk::layout::DiskLayout;
 use crate::facts::{DiskFacts, DiskKind};
 use crate::failure::{refused, usage};
@@ -14,6 +14,7 @@ use crate::progress::Event;
 use crate::run::{self, Source};
 use crate::store::{closure, copy};
 use crate::sys::{interrupt, own_mounts};
+use crate::system::etc::Etc;
 use crate::system::extra_files;
 
 pub fn run(args: &InstallToDisk) -> Result<()> {
@@ -28,7 +29,16 @@ pub fn run(args: &InstallToDisk) -> Result<()> {
     args.extra.extra_files.as_deref().map_or(Ok(()), extra_files::check)?;
     let facts = look(args)?;
     let here = Place::Here { efi_variables: args.efi_variables };
-    let mut disk_wishes = Look::new(&wishes, args.layout.as_deref())?.wishes(&facts, &here)?;
+    let look = Look::new(&wishes, args.layout.as_deref())?;
+    if common.only_plan() == Some(PlanForm::Script)
+        && wishes.extra_files.is_some()
+        && look.etc != Etc::Directory
+    {
+        return Err(refused(
+            "a script does not know the overlay of this system's /etc; leave out --extra-files",
+        ));
+    }
+    let mut disk_wishes = look.wishes(&facts, &here)?;
     disk_wishes.seen = probe::seen(&facts)?;
     let closure = closure::read(&wishes.from, &wishes.system, &*progress)?;
     let summary = Summary {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use nix::fcntl::OFlag;
 
+use super::etc::Etc;
 use crate::sys::inside;
 
 // Nix's own; a file put there would not be in its database.
@@ -20,10 +21,13 @@ const FORBIDDEN: [&str; 2] = ["nix/store", "nix/var/nix"];
 
 /// Copies what is in `from` into the root at `root`, and returns how many files, links and new
 /// directories that were. What must not be copied is found before anything is written.
-pub fn copy(from: &Path, root: &Path) -> Result<usize> {
+pub fn copy(from: &Path, root: &Path, etc: Etc) -> Result<usize> {
     let entries = list(from)?;
     let root = fs::canonicalize(root).with_context(|| format!("opening {}", root.display()))?;
-    let mut copier = Copier { from, root: &root, links: HashMap::new(), copied: 0 };
+    if entries.iter().any(|entry| entry.path.starts_with("etc")) {
+        etc.prepare(&root)?;
+    }
+    let mut copier = Copier { from, root: &root, etc, links: HashMap::new(), copied: 0 };
     for entry in &entries {
         copier.one(entry).with_context(|| format!("copying the extra file {}", entry.path.display()))?;
     }
@@ -78,6 +82,7 @@ fn list(from: &Path) -> Result<Vec<Entry>> {
 struct Copier<'a> {
     from: &'a Path,
     root: &'a Path,
+    etc: Etc,
     // Where the first of several hard links went.
     links: HashMap<(u64, u64), PathBuf>,
     copied: usize,
@@ -86,12 +91,13 @@ struct Copier<'a> {
 impl Copier<'_> {
     fn one(&mut self, entry: &Entry) -> Result<()> {
         let source = self.from.join(&entry.path);
-        let (_dir, target) = self.place(&entry.path)?;
+        let path = self.etc.place(&entry.path).context("the system's /etc cannot be written to")?;
+        let (_dir, target) = self.place(&path)?;
         let kind = entry.meta.file_type();
         let there = fs::symlink_metadata(&target).ok();
         if kind.is_dir() {
             // A directory may be reached through a link in the root, such as /bin -> /usr/bin.
-            if inside::open(self.root, &entry.path, OFlag::O_PATH | OFlag::O_DIRECTORY).is_ok() {
+            if inside::open(self.root, &path, OFlag::O_PATH | OFlag::O_DIRECTORY).is_ok() {
                 return Ok(());
             }
             fs::DirBuilder::new().mode(0o700).create(&target)?;
@@ -100,13 +106,13 @@ impl Copier<'_> {
             if there.is_some_and(|there| there.is_dir()) {
                 bail!("a directory is in its place");
             }
-            self.file(&source, &target, &entry.meta)?;
+            self.file(&source, &path, &target, &entry.meta)?;
         }
         self.copied += 1;
         Ok(())
     }
 
-    fn file(&mut self, source: &Path, target: &Path, meta: &Metadata) -> Result<()> {
+    fn file(&mut self, source: &Path, path: &Path, target: &Path, meta: &Metadata) -> Result<()> {
         let name = target
             .file_name()
             .context("it has no name")?
@@ -133,8 +139,7 @@ impl Copier<'_> {
         }
         fs::rename(&part, target)?;
         if meta.nlink() > 1 && !meta.is_dir() {
-            let path = source.strip_prefix(self.from).expect("the source lies below").to_owned();
-            self.links.entry((meta.dev(), meta.ino())).or_insert(path);
+            self.links.entry((meta.dev(), meta.ino())).or_insert_with(|| path.to_owned());
         }
         Ok(())
     }
@@ -201,7 +206,7 @@ mod tests {
         fs::set_permissions(from.path().join("etc/ssh"), fs::Permissions::from_mode(0o2750)).unwrap();
         fs::set_permissions(from.path().join("etc"), fs::Permissions::from_mode(0o700)).unwrap();
         for _ in 0..2 {
-            copy(from.path(), root.path()).unwrap();
+            copy(from.path(), root.path(), Etc::Directory).unwrap();
             let mode = |path: &str| fs::symlink_metadata(root.path().join(path)).unwrap().mode() & 0o7777;
             let meta = fs::metadata(root.path().join("etc/ssh/ssh_host_ed25519_key")).unwrap();
             assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid(), meta.nlink()), (0o600, 7, 8, 2));
@@ -216,6 +221,20 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_to_etc_lies_in_its_overlay() {
+        let World { from, root } = world();
+        write(&from, "etc/ssh/key", "secret");
+        write(&from, "var/x", "x");
+        copy(from.path(), root.path(), Etc::Overlay).unwrap();
+        let read = |path: &str| fs::read_to_string(root.path().join(path)).ok();
+        assert_eq!(read(".rw-etc/upper/ssh/key").as_deref(), Some("secret"));
+        assert_eq!((read("etc/ssh/key"), read("var/x").as_deref()), (None, Some("x")));
+        assert!(root.path().join(".rw-etc/work").is_dir());
+        let error = format!("{:#}", copy(from.path(), root.path(), Etc::Immutable).unwrap_err());
+        assert!(error.ends_with("the system's /etc cannot be written to"), "{error}");
+    }
+
+    #[test]
     fn links_in_the_root_are_followed_inside_it() {
         let World { from, root } = world();
         let elsewhere = tempfile::tempdir().unwrap();
@@ -223,20 +242,20 @@ mod tests {
         fs::remove_dir(root.path().join("etc")).unwrap();
         fs::create_dir_all(root.path().join("real/etc")).unwrap();
         symlink("/real/etc", root.path().join("etc")).unwrap();
-        copy(from.path(), root.path()).unwrap();
+        copy(from.path(), root.path(), Etc::Directory).unwrap();
         assert_eq!(fs::read_to_string(root.path().join("real/etc/x")).unwrap(), "x");
         assert!(fs::symlink_metadata(root.path().join("etc")).unwrap().is_symlink());
 
         fs::remove_file(root.path().join("etc")).unwrap();
         symlink(elsewhere.path(), root.path().join("etc")).unwrap();
-        copy(from.path(), root.path()).unwrap_err();
+        copy(from.path(), root.path(), Etc::Directory).unwrap_err();
         assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
         // A link in the file's own place is replaced and not followed.
         fs::remove_file(root.path().join("etc")).unwrap();
         fs::create_dir(root.path().join("etc")).unwrap();
         let victim = write(&elsewhere, "victim", "kept");
         symlink(&victim, root.path().join("etc/x")).unwrap();
-        copy(from.path(), root.path()).unwrap();
+        copy(from.path(), root.path(), Etc::Directory).unwrap();
         assert_eq!(fs::read_to_string(victim).unwrap(), "kept");
     }
 
@@ -249,7 +268,7 @@ mod tests {
                 "nix/store" => fs::create_dir_all(from.path().join(path)).unwrap(),
                 path => drop(write(&from, path, "x")),
             }
-            let error = copy(from.path(), root.path()).unwrap_err().to_string();
+            let error = copy(from.path(), root.path(), Etc::Directory).unwrap_err().to_string();
             assert!(error.ends_with("would lie in Nix's own directories; leave it out"), "{error}");
             assert!(!root.path().join("etc/first").exists(), "{path}");
         }
@@ -257,7 +276,7 @@ mod tests {
         let World { from, root } = world();
         write(&from, "etc/ssl/x", "x");
         symlink("/nix/store/x", root.path().join("etc/ssl")).unwrap();
-        let error = format!("{:#}", copy(from.path(), root.path()).unwrap_err());
+        let error = format!("{:#}", copy(from.path(), root.path(), Etc::Directory).unwrap_err());
         assert!(error.contains("etc/ssl leads into Nix's own directories"), "{error}");
         assert_eq!(fs::read_dir(root.path().join("nix/store/x")).unwrap().count(), 0);
     }
@@ -266,7 +285,7 @@ mod tests {
     fn what_is_no_file_is_refused() {
         let World { from, root } = world();
         std::os::unix::net::UnixListener::bind(from.path().join("socket")).unwrap();
-        let error = copy(from.path(), root.path()).unwrap_err().to_string();
+        let error = copy(from.path(), root.path(), Etc::Directory).unwrap_err().to_string();
         assert_eq!(error, "the extra file socket is a device, pipe or socket; leave it out");
         assert!(check(&from.path().join("none")).is_err());
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use super::etc::Etc;
 use crate::sys::secret::Secret;
 
 /// Where every distribution has them, unless its configuration says otherwise.
@@ -63,8 +64,11 @@ fn is_host_key(name: &str) -> bool {
 }
 
 /// Puts host keys into the root at `root`, as sshd wants them: for nobody but root.
-pub fn install(root: &Path, keys: &[HostKey]) -> Result<()> {
-    let dir = root.join(DIRECTORY);
+pub fn install(root: &Path, keys: &[HostKey], etc: Etc) -> Result<()> {
+    // Where nothing can be put the plan has said so.
+    let Some(place) = etc.place(Path::new(DIRECTORY)).filter(|_| !keys.is_empty()) else { return Ok(()) };
+    etc.prepare(root)?;
+    let dir = root.join(place);
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o755)
@@ -120,7 +124,7 @@ mod tests {
         assert_eq!(names, ["ssh_host_ed25519_key", "ssh_host_rsa_key"]);
         assert_eq!(keys[0].public.as_deref(), Some("ssh-ed25519 AAAA root@old"));
         for _ in 0..2 {
-            install(new.path(), &keys).unwrap();
+            install(new.path(), &keys, Etc::Directory).unwrap();
         }
         let ssh = new.path().join(DIRECTORY);
         for (name, mode, text) in [
@@ -133,6 +137,6 @@ mod tests {
         }
         assert_eq!(fs::read_dir(ssh).unwrap().count(), 3);
         let odd = HostKey { name: "ssh_host_/../x_key".into(), private: Secret::new(vec![1]), public: None };
-        assert!(install(new.path(), &[odd]).is_err());
+        assert!(install(new.path(), &[odd], Etc::Directory).is_err());
     }
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use super::etc;
 use crate::sys::file;
 
 // The group `nixbld` on every NixOS.
@@ -98,8 +99,8 @@ const IDENTITY: [&str; 4] = [
     "var/lib/systemd/random-seed",
     "var/lib/systemd/credential.secret",
 ];
-// In mutable `/etc` overlays what is written to /etc lies here.
-const ETC_DIRECTORIES: [&str; 2] = ["etc", ".rw-etc/upper"];
+// In either of them is what was written to /etc.
+const ETC_DIRECTORIES: [&str; 2] = ["etc", etc::UPPER];
 
 /// The identity files that were there before programs of the new system ran in it.
 pub struct Before(Vec<String>);

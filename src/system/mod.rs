@@ -5,6 +5,7 @@ pub mod claim;
 pub mod container;
 pub mod deployment;
 pub mod enter;
+pub mod etc;
 pub mod extra_files;
 pub mod host_keys;
 pub mod identity;

@@ -70,6 +70,10 @@ fn of_lanzaboote(text: &Text) -> Vec<Need> {
         return Vec::new();
     }
     let words = words(&text.text);
+    // Without keys it signs nothing then.
+    if words.iter().any(|word| word == "--allow-unsigned") {
+        return Vec::new();
+    }
     let pairs = words.iter().zip(words.iter().skip(1));
     pairs
         .filter(|(option, _)| matches!(option.as_str(), "--public-key" | "--private-key"))
@@ -139,6 +143,7 @@ mod tests {
         let text = |text: &str| Text { path: "hook".to_owned(), text: text.to_owned() };
         let expected = ["/var/lib/sbctl/keys/db/db.pem", "/var/lib/sbctl/keys/db/db.key"];
         assert_eq!(paths(of_lanzaboote(&text(hook))), expected);
+        assert_eq!(of_lanzaboote(&text(&hook.replace("install", "install --allow-unsigned"))), []);
         assert_eq!(of_lanzaboote(&text("sign --private-key /etc/key")), []);
     }
 

@@ -22,6 +22,7 @@ use crate::store::PathInfo;
 use crate::store::copy;
 use crate::store::path::StorePath;
 use crate::sys::terminal;
+use crate::system::etc::Etc;
 use crate::system::host_keys::{self, HostKey};
 
 // What may help and harms nobody where it is missing: partition tables and names are read by the kernel itself.
@@ -31,8 +32,8 @@ const SSH: u16 = 22;
 
 const NEW_HOST_KEY: &str = "a system in memory may have the host keys of many machines, so the system gets a new one, which is printed when it is on the disk";
 
-const LOST_HOST_KEYS: &str = "the system keeps /etc/ssh in memory, so it cannot be given host keys; \
-    bind that directory to a disk in its configuration";
+const ETC_IN_MEMORY: &str = "the system keeps /etc/ssh in memory";
+const FIXED_ETC: &str = "the system has an /etc that cannot be written to";
 
 /// All that is decided, and what it was decided by.
 pub struct Decided {
@@ -109,10 +110,16 @@ impl Story<'_> {
         if wish != host_keys && host_keys == Some(HostKeys::New) {
             notes.push(NEW_HOST_KEY.to_owned());
         }
-        if wanted.loses_host_keys() {
+        let is_fixed = look.etc == Etc::Immutable && !wanted.host_keys.is_empty();
+        if is_fixed || wanted.loses_host_keys() {
+            let why = if is_fixed { FIXED_ETC } else { ETC_IN_MEMORY };
             match wish {
-                Some(_) => return Err(refused(format!("{LOST_HOST_KEYS}; leave out --host-keys"))),
-                None => notes.push(format!("{LOST_HOST_KEYS}, and each boot makes others")),
+                Some(_) => {
+                    return Err(refused(format!(
+                        "{why}, so it cannot be given host keys; leave out --host-keys"
+                    )));
+                }
+                None => notes.push(format!("{why}, so it is given no host keys and has its own")),
             }
         }
         let replacement = Replacement {

@@ -22,9 +22,9 @@ use crate::store::db::{self, Database};
 use crate::store::path::{STORE_DIR, StorePath};
 use crate::sys::secret::Secret;
 use crate::sys::{bundle, own_mounts, power};
-use crate::system::extra_files;
 use crate::system::host_keys::{self, HostKey};
 use crate::system::rescue;
+use crate::system::{etc, extra_files};
 use crate::wire::frame::{Incoming, Reader, WireError, Writer};
 use crate::wire::message::{Answer, Ask, Installation};
 use crate::wire::receiving::Store;
@@ -266,12 +266,12 @@ impl<R: Read, W: Write> Supply for FromWire<'_, '_, R, W> {
         let mut data = Incoming::new(self.input);
         bundle::unpack(&mut data, &whole)?;
         data.finish()?;
-        extra_files::copy(&whole, root)?;
+        extra_files::copy(&whole, root, etc::of(root, self.system))?;
         fs::remove_dir_all(&whole).with_context(|| format!("removing {}", whole.display()))
     }
 
     fn host_keys(&mut self, root: &Path) -> Result<()> {
-        host_keys::install(root, &self.host_keys)
+        host_keys::install(root, &self.host_keys, etc::of(root, self.system))
     }
 }
 
